@@ -1,0 +1,204 @@
+"""The book's own Sphinx extension: pages that ask no other host for anything, and the table of claims.
+
+`{claims-table}` sets out the ledger, `gradcourse.claims.CLAIMS`, beside what the chapters have measured: each output
+of the MIME type `application/vnd.gradcourse.record+json` that is stored in a notebook is one measurement.
+"""
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from gradcourse.claims import CLAIMS, overall_verdict
+
+RECORD = "application/vnd.gradcourse.record+json"
+NOT_YET = "not yet measured"
+HEADINGS = ("Claim", "Who", "What was said", "Measured", "Verdict", "Where")
+WIDTHS = (7, 12, 30, 31, 10, 10)
+
+
+# ---------------------------------------------------------------------------------------- nothing from other hosts
+
+
+def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
+    """Put MathJax, its fonts and the extensions it loads on demand next to the pages (2 MB)."""
+    if exception or app.builder.format != "html":
+        return
+    package = find_spec("sphinx-mathjax-offline")
+    assert package is not None
+    assert package.origin is not None
+    source = Path(package.origin).parent / "static" / "mathjax"
+    target = Path(app.outdir) / "_static" / "mathjax"
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "tex-chtml.js", target)
+    for folder in ("output/chtml/fonts/woff-v2", "input/tex/extensions"):
+        shutil.copytree(source / folder, target / folder, dirs_exist_ok=True)
+
+
+def drop_thebe_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Leave out Thebe, which Jupyter Book brings along to run cells on a public server."""
+    context["script_files"] = [
+        script
+        for script in context["script_files"]
+        if "thebe" not in f"{script}{getattr(script, 'attributes', {}).get('body', '')}".lower()
+    ]
+
+
+def drop_thebe_settings(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Leave out Thebe's settings, which name somebody else's repository."""
+    for node in list(doctree.findall(nodes.raw)):
+        if "x-thebe-config" in node.astext():
+            node.parent.remove(node)
+
+
+# ---------------------------------------------------------------------------------------------- the table of claims
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One record, with the page and the heading under which it was made."""
+
+    quantity: str
+    measured: str
+    verdict: str
+    page: str
+    anchor: str
+
+
+class claims_table(nodes.General, nodes.Element):  # noqa: N801 - docutils' nodes are named so
+    """Stands where the table will be, until all pages are read."""
+
+
+class ClaimsTable(SphinxDirective):
+    """`{claims-table}`: every claim with what was measured and the verdict so far."""
+
+    def run(self) -> list[nodes.Node]:
+        """A placeholder; this page is read again when a notebook changes."""
+        for page in notebooks(self.env):
+            self.env.note_dependency(self.env.doc2path(page))
+        return [claims_table()]
+
+
+def notebooks(env: Any) -> list[str]:
+    """The names of the pages that are notebooks, in the order of their names."""
+    return sorted(page for page in env.found_docs if env.doc2path(page).endswith(".ipynb"))
+
+
+def measurements(env: Any) -> dict[str, list[Measurement]]:
+    """What the chapters have recorded, by claim."""
+    found = defaultdict(list)
+    for page in notebooks(env):
+        cells = json.loads(Path(env.doc2path(page)).read_text(encoding="utf-8"))["cells"]
+        anchors = cell_anchors(env.get_doctree(page))
+        for position, cell in enumerate(cells):
+            for output in cell.get("outputs", []):
+                if record := output.get("data", {}).get(RECORD):
+                    found[record["claim"]].append(
+                        Measurement(
+                            record["quantity"],
+                            record["measured"],
+                            record["verdict"],
+                            page,
+                            anchors.get(position, ""),
+                        )
+                    )
+    return found
+
+
+def cell_anchors(doctree: nodes.document) -> dict[int, str]:
+    """For each code cell's position in the notebook, the anchor of the section it stands in."""
+    anchors = {}
+    for container in doctree.findall(nodes.container):
+        if container.get("nb_element") == "cell_code":
+            section: Any = container.parent
+            while section is not None and not isinstance(section, nodes.section):
+                section = section.parent
+            if section is not None:
+                anchors[container["cell_index"]] = section["ids"][0]
+    return anchors
+
+
+def fill_claims_tables(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Put the table in the place of each placeholder."""
+    for placeholder in list(doctree.findall(claims_table)):
+        found = measurements(app.env)
+        unknown = set(found) - {claim.id for claim in CLAIMS}
+        if unknown:
+            raise ValueError(f"the chapters record claims that are not in the ledger: {sorted(unknown)}")
+        rows = [claim_row(app, page, claim, found.get(claim.id, [])) for claim in CLAIMS]
+        placeholder.replace_self(table(rows))
+
+
+def claim_row(app: Sphinx, page: str, claim: Any, found: list[Measurement]) -> nodes.row:
+    """One claim's row."""
+    verdict = overall_verdict([record.verdict for record in found]) if found else NOT_YET
+    numbers = nodes.bullet_list("", *(measured_item(record) for record in found)) if found else text("—")
+    cells: list[nodes.Node] = [
+        text(claim.id),
+        text(claim.who),
+        text(claim.text),
+        numbers,
+        nodes.paragraph("", "", nodes.inline("", verdict, classes=["verdict", f"verdict-{verdict.replace(' ', '-')}"])),
+        nodes.paragraph("", "", *links(app, page, found)) if found else text("—"),
+    ]
+    row = nodes.row("", *(nodes.entry("", cell) for cell in cells))
+    row["ids"].append(f"claim-{claim.id.lower()}")
+    return row
+
+
+def measured_item(record: Measurement) -> nodes.list_item:
+    """What was measured, and the number."""
+    number = nodes.strong("", record.measured)
+    return nodes.list_item("", nodes.paragraph("", "", nodes.Text(f"{record.quantity}: "), number))
+
+
+def links(app: Sphinx, page: str, found: list[Measurement]) -> Iterator[nodes.Node]:
+    """A link to each section that measured the claim, once."""
+    for number, (target, anchor) in enumerate(dict.fromkeys((record.page, record.anchor) for record in found)):
+        if number:
+            yield nodes.Text(", ")
+        title = section_title(app.env, target, anchor)
+        address = app.builder.get_relative_uri(page, target) + (f"#{anchor}" if anchor else "")
+        yield nodes.reference("", title, internal=True, refuri=address)
+
+
+def section_title(env: Any, page: str, anchor: str) -> str:
+    """The words of a heading."""
+    for section in env.get_doctree(page).findall(nodes.section):
+        if anchor in section["ids"]:
+            return section.next_node(nodes.title).astext()
+    return env.titles[page].astext()
+
+
+def text(words: str) -> nodes.paragraph:
+    """A paragraph of plain text."""
+    return nodes.paragraph("", words)
+
+
+def table(rows: list[nodes.row]) -> nodes.table:
+    """A table of the rows under the headings; on narrow screens the style sheet turns rows into cards."""
+    group = nodes.tgroup("", cols=len(HEADINGS))
+    group.extend(nodes.colspec("", colwidth=width) for width in WIDTHS)
+    head = nodes.thead("", nodes.row("", *(nodes.entry("", text(heading)) for heading in HEADINGS)))
+    group.extend([head, nodes.tbody("", *rows)])
+    return nodes.table("", group, classes=["claims-table"])
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register all of it."""
+    app.add_node(claims_table)
+    app.add_directive("claims-table", ClaimsTable)
+    app.connect("doctree-resolved", fill_claims_tables)
+    app.connect("doctree-resolved", drop_thebe_settings, priority=900)
+    # After every extension and the theme have had their say.
+    app.connect("html-page-context", drop_thebe_scripts, priority=900)
+    app.connect("build-finished", copy_mathjax)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,38 @@
+"""What every test runs under: the tests', the package's docstring examples' and the notebooks' kernels.
+
+The environment variables reach the notebooks' kernels too, so only what a reader would also have is set that
+way; the stricter settings are JAX's own configuration and hold in this process alone.
+"""
+
+import os
+from pathlib import Path
+
+IPYTHON_SETTINGS = Path(__file__).parent / "_build" / "ipython"  # empty: nobody's own start-up files
+IPYTHON_SETTINGS.mkdir(parents=True, exist_ok=True)
+os.environ["IPYTHONDIR"] = str(IPYTHON_SETTINGS)
+os.environ["JAX_PLATFORMS"] = "cpu"  # the stored digits are a CPU's
+
+from collections.abc import Iterator
+
+import hypothesis
+import jax
+import jaxtyping
+import matplotlib as mpl
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+mpl.use("agg")
+
+# The same examples at every run: a red build must mean a change, and a first call compiles for seconds.
+hypothesis.settings.register_profile("course", deadline=None, derandomize=True, max_examples=20, database=None)
+hypothesis.settings.load_profile("course")
+
+
+@pytest.fixture
+def no_runtime_typecheck() -> Iterator[None]:
+    """Switch jaxtyping's checks off, so that a test sees the package's own errors for bad input."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
