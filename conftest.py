@@ -5,14 +5,8 @@ way; the stricter settings are JAX's own configuration and hold in this process 
 """
 
 import os
-from pathlib import Path
-
-IPYTHON_SETTINGS = Path(__file__).parent / "_build" / "ipython"  # empty: nobody's own start-up files
-IPYTHON_SETTINGS.mkdir(parents=True, exist_ok=True)
-os.environ["IPYTHONDIR"] = str(IPYTHON_SETTINGS)
-os.environ["JAX_PLATFORMS"] = "cpu"  # the stored digits are a CPU's
-
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -20,13 +14,20 @@ import jaxtyping
 import matplotlib as mpl
 import pytest
 
+IPYTHON_SETTINGS = Path(__file__).parent / "_build" / "ipython"  # empty: nobody's own start-up files
+IPYTHON_SETTINGS.mkdir(parents=True, exist_ok=True)
+os.environ.update(IPYTHONDIR=str(IPYTHON_SETTINGS), JAX_PLATFORMS="cpu")  # the stored digits are a CPU's
+
+jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 mpl.use("agg")
 
 # The same examples at every run: a red build must mean a change, and a first call compiles for seconds.
-hypothesis.settings.register_profile("course", deadline=None, derandomize=True, max_examples=20, database=None)
+hypothesis.settings.register_profile(
+    "course", deadline=None, derandomize=True, max_examples=20, database=None
+)
 hypothesis.settings.load_profile("course")
 
 

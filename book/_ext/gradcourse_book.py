@@ -1,7 +1,7 @@
 """The book's own Sphinx extension: pages that ask no other host for anything, and the table of claims.
 
-`{claims-table}` sets out the ledger, `gradcourse.claims.CLAIMS`, beside what the chapters have measured: each output
-of the MIME type `application/vnd.gradcourse.record+json` that is stored in a notebook is one measurement.
+`{claims-table}` sets out the ledger, `gradcourse.claims.CLAIMS`, beside what the chapters have measured: each
+output of the MIME type `application/vnd.gradcourse.record+json` stored in a notebook is one measurement.
 """
 
 import json
@@ -25,7 +25,7 @@ HEADINGS = ("Claim", "Who", "What was said", "Measured", "Verdict", "Where")
 WIDTHS = (7, 12, 30, 31, 10, 10)
 
 
-# ---------------------------------------------------------------------------------------- nothing from other hosts
+# ---- nothing from other hosts
 
 
 def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
@@ -59,7 +59,7 @@ def drop_thebe_settings(app: Sphinx, doctree: nodes.document, page: str) -> None
             node.parent.remove(node)
 
 
-# ---------------------------------------------------------------------------------------------- the table of claims
+# ---- the table of claims
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Measurement:
     anchor: str
 
 
-class claims_table(nodes.General, nodes.Element):  # noqa: N801 - docutils' nodes are named so
-    """Stands where the table will be, until all pages are read."""
+class claims_table(nodes.General, nodes.Element):
+    """Stands where the table will be until all pages are read; in lower case, as docutils names its nodes."""
 
 
 class ClaimsTable(SphinxDirective):
@@ -118,11 +118,14 @@ def cell_anchors(doctree: nodes.document) -> dict[int, str]:
     anchors = {}
     for container in doctree.findall(nodes.container):
         if container.get("nb_element") == "cell_code":
-            section: Any = container.parent
-            while section is not None and not isinstance(section, nodes.section):
-                section = section.parent
-            if section is not None:
-                anchors[container["cell_index"]] = section["ids"][0]
+            node: Any = container
+            # Exercises and solutions hold sections of their own, which have no heading.
+            while node is not None and not (
+                isinstance(node, nodes.section) and isinstance(node[0], nodes.title)
+            ):
+                node = node.parent
+            if node is not None:
+                anchors[container["cell_index"]] = node["ids"][0]
     return anchors
 
 
@@ -146,7 +149,9 @@ def claim_row(app: Sphinx, page: str, claim: Any, found: list[Measurement]) -> n
         text(claim.who),
         text(claim.text),
         numbers,
-        nodes.paragraph("", "", nodes.inline("", verdict, classes=["verdict", f"verdict-{verdict.replace(' ', '-')}"])),
+        nodes.paragraph(
+            "", "", nodes.inline("", verdict, classes=["verdict", f"verdict-{verdict.replace(' ', '-')}"])
+        ),
         nodes.paragraph("", "", *links(app, page, found)) if found else text("—"),
     ]
     row = nodes.row("", *(nodes.entry("", cell) for cell in cells))
@@ -162,7 +167,9 @@ def measured_item(record: Measurement) -> nodes.list_item:
 
 def links(app: Sphinx, page: str, found: list[Measurement]) -> Iterator[nodes.Node]:
     """A link to each section that measured the claim, once."""
-    for number, (target, anchor) in enumerate(dict.fromkeys((record.page, record.anchor) for record in found)):
+    for number, (target, anchor) in enumerate(
+        dict.fromkeys((record.page, record.anchor) for record in found)
+    ):
         if number:
             yield nodes.Text(", ")
         title = section_title(app.env, target, anchor)

@@ -1,8 +1,8 @@
 """Build the book into `_build/html`, unless what is there was built from exactly these sources.
 
-A whole build takes seconds, and it is the only one that can be trusted: Sphinx repeats no warning of a page that it
-does not read again and copies no changed style sheet when no page changed. So it is all or nothing, decided by a
-hash of everything that goes in. Standard library only: the tests import this module.
+A whole build takes seconds, and it is the only one that can be trusted: Sphinx repeats no warning of a
+page that it does not read again and copies no changed style sheet when no page changed. So it is all or
+nothing, decided by a hash of everything that goes in.
 """
 
 import hashlib

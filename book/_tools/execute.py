@@ -3,8 +3,8 @@
     python book/_tools/execute.py        # all of them
     python book/_tools/execute.py 02     # those whose name begins with 02
 
-Cells keep their ids and get lasting ones where they have none. Neither times nor anything of this machine is stored.
-A picture whose pixels are the same keeps its old bytes.
+Cells keep their ids and get lasting ones where they have none. Neither times nor anything of this machine is
+stored. A picture whose pixels are the same keeps its old bytes.
 """
 
 import base64

@@ -1,8 +1,9 @@
-"""What must hold of a chapter beyond what nbval compares: each function here returns complaints, none if all is well.
+"""What must hold of a chapter beyond what nbval compares: each check yields its complaints.
 
-nbval passes a cell that was never run, looks at no picture and reads no prose. So: every cell was run, in order and
-without a word on stderr; every figure has a caption and words for those who cannot see it; the parts of a chapter
-are there; and every number in the prose is one that a cell of the same chapter printed (see `numbers_in_prose.py`).
+nbval passes a cell that was never run, looks at no picture and reads no prose. So: every cell was run, in
+order and without a word on stderr; every figure has a caption and words for those who cannot see it; the
+parts of a chapter are there; and every number in the prose is one that a cell of the same chapter printed
+(what counts as a number is said in `numbers_in_prose.py`).
 """
 
 import re
@@ -20,6 +21,8 @@ MAX_BYTES = 1_500_000
 MAX_LINES = 30
 MIN_ALT = 40
 MIN_EXERCISES = 3
+
+RERUN = "run `make notebooks`"
 
 # What Jupyter hands out when nobody chooses: eight hex digits, or a UUID.
 RANDOM_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){0,4}([0-9a-f-]*)")
@@ -73,14 +76,14 @@ def pictures(outputs: list[Any]) -> list[Any]:
     return [output for output in outputs if any(m.startswith("image/") for m in output.get("data", {}))]
 
 
-# ------------------------------------------------------------------------------------------------ the stored state
+# ---- the stored state
 
 
 def executed(notebook: Notebook) -> Iterator[str]:
     """Every cell was run, in order, in one go, and neither failed nor wrote to stderr."""
     for expected, cell in enumerate(code_cells(notebook), start=1):
         if cell.execution_count != expected:
-            yield f"{label(cell)}: execution count is {cell.execution_count}, not {expected}; run `make notebooks`"
+            yield f"{label(cell)}: its execution count is {cell.execution_count}, not {expected}; {RERUN}"
         for output in cell.outputs:
             if output.output_type == "stream" and output.name == "stderr":
                 yield f"{label(cell)}: has written to stderr: {output.text.strip()[:100]!r}"
@@ -96,14 +99,14 @@ def stable(notebook: Notebook) -> Iterator[str]:
     for position, cell in enumerate(notebook.cells):
         identity = cell.get("id")
         if not identity or RANDOM_ID.fullmatch(identity):
-            yield f"cell {position}: its id is {identity!r}; run `make notebooks`, which gives it a lasting one"
+            yield f"cell {position}: its id is {identity!r}, which does not last; {RERUN}"
         elif identity in seen:
             yield f"cell {position}: the id {identity!r} is taken"
         seen.add(identity)
         for volatile in {"execution", "ExecuteTime", "collapsed"} & set(cell.metadata):
-            yield f"{label(cell)}: its metadata hold {volatile!r}; run `make notebooks`"
+            yield f"{label(cell)}: its metadata hold {volatile!r}; {RERUN}"
     if set(notebook.metadata.get("language_info", {})) != {"name"}:
-        yield "its metadata tell of one machine's Python; run `make notebooks`"
+        yield f"its metadata tell of one machine's Python; {RERUN}"
 
 
 def plain(notebook: Notebook) -> Iterator[str]:
@@ -111,7 +114,7 @@ def plain(notebook: Notebook) -> Iterator[str]:
     for cell in code_cells(notebook):
         lines = len(cell.source.splitlines())
         if lines > MAX_LINES:
-            yield f"{label(cell)}: {lines} lines of code, more than {MAX_LINES}; let the package do more of it"
+            yield f"{label(cell)}: {lines} lines of code, more than {MAX_LINES}; let the package do more"
         if re.search(r"^\s*(import|from)\s+matplotlib|\bplt\.", cell.source, flags=re.MULTILINE):
             yield f"{label(cell)}: draws by hand; figures are functions of `gradcourse.plots`"
 
@@ -133,16 +136,18 @@ def illustrated(notebook: Notebook) -> Iterator[str]:
             yield f"{label(cell)}: its figure needs a `mystnb.figure.name` that begins with `fig-`"
 
 
-# ------------------------------------------------------------------------------------------------ the parts
+# ---- the parts
 
 
 def complete(notebook: Notebook) -> Iterator[str]:
-    """A chapter has a title, goals, exercises with folded solutions that run, a measured summary, and sources."""
+    """A chapter has a title, goals, exercises with folded solutions that run, a summary, and sources."""
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     if len(re.findall(r"^# \S", prose, flags=re.MULTILINE)) != 1:
         yield "needs exactly one `# title`"
     for part in ("Learning goals", "What we measured", "Further reading"):
-        if not re.search(rf"^(#+|:::+|```+)\s*({{[\w-]+}}\s*)?{part}\b", prose, flags=re.MULTILINE | re.IGNORECASE):
+        if not re.search(
+            rf"^(#+|:::+|```+)\s*({{[\w-]+}}\s*)?{part}\b", prose, flags=re.MULTILINE | re.IGNORECASE
+        ):
             yield f"needs a heading or an admonition {part!r}"
     reading = re.split(r"^#+\s*Further reading\b", prose, flags=re.MULTILINE | re.IGNORECASE)[-1]
     if "{cite" not in reading:
@@ -163,7 +168,8 @@ def complete(notebook: Notebook) -> Iterator[str]:
 
 def solutions(notebook: Notebook) -> Iterator[tuple[Cell, list[Cell]]]:
     """Each cell that opens a solution, with the cells up to the one that closes it."""
-    start, inside = None, []
+    start: Cell = None
+    inside: list[Cell] = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and "{solution-start}" in cell.source:
             start, inside = cell, []
@@ -174,7 +180,7 @@ def solutions(notebook: Notebook) -> Iterator[tuple[Cell, list[Cell]]]:
             inside.append(cell)
 
 
-# ------------------------------------------------------------------------------------------------ the prose
+# ---- the prose
 
 
 def honest(notebook: Notebook) -> Iterator[str]:
@@ -222,5 +228,7 @@ def complaints(path: Path) -> list[str]:
     notebook = read(path)
     found = [f"{path.name}: {complaint}" for check in CHECKS for complaint in check(notebook)]
     if (size := path.stat().st_size) > MAX_BYTES:
-        found.append(f"{path.name}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.1f} MB; make its figures smaller")
+        found.append(
+            f"{path.name}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.1f}; make its figures smaller"
+        )
     return found

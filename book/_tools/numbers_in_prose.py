@@ -1,10 +1,10 @@
 """Which numbers a text claims, and whether they were printed.
 
-A number counts as claimed if it has a decimal point, an exponent (`3e-7`, `3 × 10⁻⁷`) or a percent sign. Plain
-integers, years and the numbers of chapters, sections, figures or versions do not; nor does anything in formulas,
-code, roles, citations, directive options and link targets. It is supported if a printed number, rounded to as many
-digits as the prose gives, is the same; signs are left out of it ("falls by 0.6" is -0.6), and a percentage may have
-been printed as a fraction.
+A number counts as claimed if it has a decimal point, an exponent (`3e-7`, `3 × 10⁻⁷`) or a percent sign.
+Plain integers, years and the numbers of chapters, sections, figures or versions do not; nor does anything
+in formulas, code, roles, citations, directive options and link targets. It is supported if a printed
+number, rounded to as many digits as the prose gives, is the same; signs are left out of it ("falls by
+0.6" is -0.6), and a percentage may have been printed as a fraction.
 """
 
 import re
@@ -47,7 +47,7 @@ CODE_DIRECTIVES = ("math", "code", "code-block", "code-cell", "literalinclude", 
 
 @dataclass(frozen=True)
 class Number:
-    """A number as written: its absolute value, the size of its last digit's half, and whether it is a percentage."""
+    """A number as written: its absolute value, half a unit of its last digit, whether it is a percentage."""
 
     text: str
     value: Decimal
@@ -75,7 +75,9 @@ def supported(written: Number, printed: list[Number]) -> bool:
     candidates = (
         value
         for number in printed
-        for value in ((number.value, number.value * 100) if written.percent and not number.percent else (number.value,))
+        for value in (
+            (number.value, number.value * 100) if written.percent and not number.percent else (number.value,)
+        )
     )
     return any(abs(value - written.value) <= written.half_digit for value in candidates)
 
@@ -102,7 +104,9 @@ def _without_code_blocks(markdown: str) -> str:
             open_fences.pop()
         elif reads_as_prose:
             directive = re.match(r"\{([\w:-]+)\}", fence["what"])
-            open_fences.append((fence["fence"], bool(directive) and directive[1] not in CODE_DIRECTIVES))
+            open_fences.append(
+                (fence["fence"], directive is not None and directive[1] not in CODE_DIRECTIVES)
+            )
     return "\n".join(kept)
 
 
