@@ -25,9 +25,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 mpl.use("agg")
 
 # The same examples at every run: a red build must mean a change, and a first call compiles for seconds.
-hypothesis.settings.register_profile(
-    "course", deadline=None, derandomize=True, max_examples=20, database=None
-)
+hypothesis.settings.register_profile("course", deadline=None, derandomize=True, max_examples=20, database=None)
 hypothesis.settings.load_profile("course")
 
 

@@ -17,9 +17,7 @@ def test_chapter_keeps_the_rules(path: Path) -> None:
 
 def test_table_of_contents_names_every_page_and_no_other() -> None:
     book = guard.ROOT / "book"
-    written = {
-        str(p.relative_to(guard.ROOT).with_suffix("")) for p in [*book.glob("*.ipynb"), *book.glob("*.md")]
-    }
+    written = {str(p.relative_to(guard.ROOT).with_suffix("")) for p in [*book.glob("*.ipynb"), *book.glob("*.md")]}
     assert set(guard.pages()) == written
 
 

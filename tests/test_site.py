@@ -63,18 +63,14 @@ class Visitor:
         self.page = self.context.new_page()
         self.troubles: list[str] = []
         note = self.troubles.append
-        self.page.on(
-            "console", lambda m: note(f"console: {m.text}") if m.type in ("error", "warning") else None
-        )
+        self.page.on("console", lambda m: note(f"console: {m.text}") if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: note(f"script error: {error}"))
         self.page.on("requestfailed", lambda request: note(f"request failed: {request.url}"))
         self.page.on("request", lambda r: None if is_local(r.url) else note(f"asks another host: {r.url}"))
 
     def open(self, address: str) -> Page:
         self.page.goto(address)
-        self.page.evaluate(
-            "async () => { await window.MathJax?.startup?.promise; await document.fonts.ready }"
-        )
+        self.page.evaluate("async () => { await window.MathJax?.startup?.promise; await document.fonts.ready }")
         return self.page
 
 
@@ -142,9 +138,7 @@ def test_links_lead_somewhere(site: Path) -> None:
             if href.scheme or href.netloc:
                 continue
             target = (path.parent / unquote(href.path)).resolve() if href.path else path
-            if not target.exists() or (
-                href.fragment and unquote(href.fragment) not in anchors.get(target, ())
-            ):
+            if not target.exists() or (href.fragment and unquote(href.fragment) not in anchors.get(target, ())):
                 broken.append(f"{path.relative_to(site)}: {address(tag, 'href')}")
     assert not broken, "\n".join(broken)
 
@@ -195,12 +189,8 @@ def test_page_fits_a_phone_and_can_be_read(site: Path, visit: Visitor, name: str
     assert page.evaluate("document.documentElement.dataset.theme") == theme
     # Folded solutions count too.
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    page.evaluate(
-        "document.querySelectorAll('.toggle-hidden').forEach(e => e.classList.remove('toggle-hidden'))"
-    )
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
-        "the page scrolls sideways"
-    )
+    page.evaluate("document.querySelectorAll('.toggle-hidden').forEach(e => e.classList.remove('toggle-hidden'))")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
     assert not (wide := page.evaluate(TOO_WIDE)), "\n".join(wide)
     assert not (faint := page.evaluate(TOO_FAINT)), "\n".join(faint)
     assert not visit.troubles, "\n".join(visit.troubles)
@@ -245,7 +235,10 @@ TOO_FAINT = """() => {
         if (e.closest('.highlight, mjx-container, .headerlink, .math')) continue;
         if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
         if (!e.checkVisibility({checkOpacity: true, checkVisibilityCSS: true})) continue;
-        const back = behind(e), fore = over(parse(getComputedStyle(e).color), back);
+        let opacity = 1;
+        for (let p = e; p; p = p.parentElement) opacity *= getComputedStyle(p).opacity;
+        const [r, g, b, a] = parse(getComputedStyle(e).color);
+        const back = behind(e), fore = over([r, g, b, a * opacity], back);
         const [dark, bright] = [light(back), light(fore)].sort((a, b) => a - b);
         const ratio = (bright + 0.05) / (dark + 0.05);
         if (ratio >= 4.5) continue;

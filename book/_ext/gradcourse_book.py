@@ -120,9 +120,7 @@ def cell_anchors(doctree: nodes.document) -> dict[int, str]:
         if container.get("nb_element") == "cell_code":
             node: Any = container
             # Exercises and solutions hold sections of their own, which have no heading.
-            while node is not None and not (
-                isinstance(node, nodes.section) and isinstance(node[0], nodes.title)
-            ):
+            while node is not None and not (isinstance(node, nodes.section) and isinstance(node[0], nodes.title)):
                 node = node.parent
             if node is not None:
                 anchors[container["cell_index"]] = node["ids"][0]
@@ -149,9 +147,7 @@ def claim_row(app: Sphinx, page: str, claim: Any, found: list[Measurement]) -> n
         text(claim.who),
         text(claim.text),
         numbers,
-        nodes.paragraph(
-            "", "", nodes.inline("", verdict, classes=["verdict", f"verdict-{verdict.replace(' ', '-')}"])
-        ),
+        nodes.paragraph("", "", nodes.inline("", verdict, classes=["verdict", f"verdict-{verdict.replace(' ', '-')}"])),
         nodes.paragraph("", "", *links(app, page, found)) if found else text("—"),
     ]
     row = nodes.row("", *(nodes.entry("", cell) for cell in cells))
@@ -167,12 +163,10 @@ def measured_item(record: Measurement) -> nodes.list_item:
 
 def links(app: Sphinx, page: str, found: list[Measurement]) -> Iterator[nodes.Node]:
     """A link to each section that measured the claim, once."""
-    for number, (target, anchor) in enumerate(
-        dict.fromkeys((record.page, record.anchor) for record in found)
-    ):
+    for number, (target, anchor) in enumerate(dict.fromkeys((record.page, record.anchor) for record in found)):
         if number:
             yield nodes.Text(", ")
-        title = section_title(app.env, target, anchor)
+        title = f"{app.env.titles[target].astext()}: {section_title(app.env, target, anchor)}"
         address = app.builder.get_relative_uri(page, target) + (f"#{anchor}" if anchor else "")
         yield nodes.reference("", title, internal=True, refuri=address)
 

@@ -144,10 +144,10 @@ def complete(notebook: Notebook) -> Iterator[str]:
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     if len(re.findall(r"^# \S", prose, flags=re.MULTILINE)) != 1:
         yield "needs exactly one `# title`"
+    if re.search(r"^#+\s+(chapter\s+)?\d", prose, flags=re.MULTILINE | re.IGNORECASE):
+        yield "numbers a heading by hand; `_toc.yml` numbers them"
     for part in ("Learning goals", "What we measured", "Further reading"):
-        if not re.search(
-            rf"^(#+|:::+|```+)\s*({{[\w-]+}}\s*)?{part}\b", prose, flags=re.MULTILINE | re.IGNORECASE
-        ):
+        if not re.search(rf"^(#+|:::+|```+)\s*({{[\w-]+}}\s*)?{part}\b", prose, flags=re.MULTILINE | re.IGNORECASE):
             yield f"needs a heading or an admonition {part!r}"
     reading = re.split(r"^#+\s*Further reading\b", prose, flags=re.MULTILINE | re.IGNORECASE)[-1]
     if "{cite" not in reading:
@@ -228,7 +228,5 @@ def complaints(path: Path) -> list[str]:
     notebook = read(path)
     found = [f"{path.name}: {complaint}" for check in CHECKS for complaint in check(notebook)]
     if (size := path.stat().st_size) > MAX_BYTES:
-        found.append(
-            f"{path.name}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.1f}; make its figures smaller"
-        )
+        found.append(f"{path.name}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.1f}; make its figures smaller")
     return found

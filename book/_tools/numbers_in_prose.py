@@ -75,9 +75,7 @@ def supported(written: Number, printed: list[Number]) -> bool:
     candidates = (
         value
         for number in printed
-        for value in (
-            (number.value, number.value * 100) if written.percent and not number.percent else (number.value,)
-        )
+        for value in ((number.value, number.value * 100) if written.percent and not number.percent else (number.value,))
     )
     return any(abs(value - written.value) <= written.half_digit for value in candidates)
 
@@ -104,9 +102,7 @@ def _without_code_blocks(markdown: str) -> str:
             open_fences.pop()
         elif reads_as_prose:
             directive = re.match(r"\{([\w:-]+)\}", fence["what"])
-            open_fences.append(
-                (fence["fence"], directive is not None and directive[1] not in CODE_DIRECTIVES)
-            )
+            open_fences.append((fence["fence"], directive is not None and directive[1] not in CODE_DIRECTIVES))
     return "\n".join(kept)
 
 

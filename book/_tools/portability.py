@@ -24,9 +24,7 @@ def main() -> int:
     """0 if both comparisons hold."""
     good = True
     if platform.machine() in ("x86_64", "AMD64"):
-        good &= compare(
-            "on AVX, without AVX2 and FMA", "--xla_cpu_max_isa=AVX", "-n", "2", "--dist", "loadfile"
-        )
+        good &= compare("on AVX, without AVX2 and FMA", "--xla_cpu_max_isa=AVX", "-n", "2", "--dist", "loadfile")
     else:
         print(f"== skipped: {platform.machine()} has no AVX to go back to")
     if hasattr(os, "sched_setaffinity"):  # Linux; the kernels inherit it
