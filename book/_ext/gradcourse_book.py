@@ -81,7 +81,8 @@ class ClaimsTable(SphinxDirective):
     """`{claims-table}`: every claim with what was measured and the verdict so far."""
 
     def run(self) -> list[nodes.Node]:
-        """A placeholder; this page is read again when a notebook changes."""
+        """A placeholder; this page is read again when a notebook changes, and gives its table the full width."""
+        self.env.metadata[self.env.docname]["html_theme.sidebar_secondary.remove"] = "true"
         for page in notebooks(self.env):
             self.env.note_dependency(self.env.doc2path(page))
         return [claims_table()]
