@@ -1,8 +1,11 @@
 """The notebook guard over every chapter, and the guard itself on small examples."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import guard
+import nbformat
 import numbers_in_prose
 import pytest
 
@@ -19,6 +22,87 @@ def test_table_of_contents_names_every_page_and_no_other() -> None:
     book = guard.ROOT / "book"
     written = {str(p.relative_to(guard.ROOT).with_suffix("")) for p in [*book.glob("*.ipynb"), *book.glob("*.md")]}
     assert set(guard.pages()) == written
+
+
+@pytest.mark.parametrize("path", guard.plain_pages(), ids=lambda path: path.stem)
+def test_page_quotes_only_what_some_chapter_printed(path: Path) -> None:
+    complaints = list(guard.unprinted(path, CHAPTERS))
+    assert not complaints, "\n" + "\n".join(complaints)
+
+
+GOOD_METADATA = {"mystnb": {"image": {"alt": "A line that falls from the upper left, by 0.5."}}}
+GOOD_METADATA["mystnb"]["figure"] = {"name": "fig-fall", "caption": "It falls."}
+
+
+def small_notebook() -> Any:
+    """A chapter that keeps every rule about cells."""
+    printed = nbformat.v4.new_output("stream", name="stdout", text="by 0.500\n")
+    drawn = nbformat.v4.new_output("display_data", data={"image/png": "...", "text/plain": "<Figure>"})
+    cells = [
+        nbformat.v4.new_markdown_cell("It falls by 0.5.", id="prose"),
+        nbformat.v4.new_code_cell("print(by)", id="number", execution_count=1, outputs=[printed]),
+        nbformat.v4.new_code_cell(
+            "plots.fall()", id="figure", execution_count=2, outputs=[drawn], metadata=GOOD_METADATA
+        ),
+    ]
+    return nbformat.from_dict(nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}))
+
+
+def spoil(path: str, value: Any) -> Callable[[Any], None]:
+    """Sets what is found under a dotted path of a notebook."""
+
+    def spoiled(notebook: Any) -> None:
+        *parents, last = path.split(".")
+        for key in parents:
+            notebook = notebook[int(key) if key.isdigit() else key]
+        notebook[last] = value
+
+    return spoiled
+
+
+STDERR = [nbformat.v4.new_output("stream", name="stderr", text="WARNING: an old driver")]
+ERROR = [nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])]
+
+
+def test_a_good_notebook_is_not_complained_about() -> None:
+    notebook = small_notebook()
+    checks = (guard.executed, guard.stable, guard.plain, guard.illustrated, guard.honest)
+    assert [complaint for check in checks for complaint in check(notebook)] == []
+
+
+@pytest.mark.parametrize(
+    ("check", "spoiled", "words"),
+    [
+        (guard.executed, spoil("cells.1.execution_count", None), "execution count is None, not 1"),
+        (guard.executed, spoil("cells.2.execution_count", 7), "execution count is 7, not 2"),
+        (guard.executed, spoil("cells.1.outputs", STDERR), "an old driver"),
+        (guard.executed, spoil("cells.1.outputs", ERROR), "failed with ValueError"),
+        (guard.executed, spoil("cells.1.metadata.tags", ["nbval-skip"]), "hides"),
+        (guard.stable, spoil("cells.1.id", "3f9a01bc"), "does not last"),
+        (guard.stable, spoil("cells.1.id", "prose"), "taken"),
+        (guard.stable, spoil("cells.1.metadata.execution", {}), "'execution'"),
+        (guard.stable, spoil("metadata.language_info.version", "3.11.7"), "one machine"),
+        (guard.plain, spoil("cells.1.source", "x = 1\n" * 31), "31 lines"),
+        (guard.plain, spoil("cells.1.source", "import matplotlib.pyplot as plt"), "by hand"),
+        (guard.illustrated, spoil("cells.2.metadata.mystnb.image.alt", "A line"), "alt"),
+        (guard.illustrated, spoil("cells.2.metadata.mystnb.figure.caption", ""), "caption"),
+        (guard.illustrated, spoil("cells.2.metadata.mystnb.figure.name", "fall"), "name"),
+        (guard.honest, spoil("cells.0.source", "It falls by 0.6."), "'0.6'"),
+        (guard.honest, spoil("cells.2.metadata.mystnb.figure.caption", "By 60 %."), "'60 %'"),
+        (guard.complete, spoil("cells.0.source", "# A title"), "Learning goals"),
+    ],
+)
+def test_each_fault_is_named(check: Callable[[Any], Iterator[str]], spoiled: Callable[[Any], None], words: str) -> None:
+    notebook = small_notebook()
+    spoiled(notebook)
+    assert any(words in complaint for complaint in check(notebook)), list(check(notebook))
+
+
+def test_quoted_numbers_are_let_pass_where_tagged() -> None:
+    notebook = small_notebook()
+    notebook.cells[0].source = "Glorot and Bengio found 0.6."
+    notebook.cells[0].metadata["tags"] = ["numbers-from-elsewhere"]
+    assert list(guard.honest(notebook)) == []
 
 
 @pytest.mark.parametrize(

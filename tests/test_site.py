@@ -153,6 +153,25 @@ def test_images_say_what_they_show(site: Path) -> None:
     assert not mute, "\n".join(mute)
 
 
+def test_every_record_is_in_the_table_of_claims(site: Path) -> None:
+    page = soup(site / "book" / "claims.html")
+    rows = page.select("table.claims-table tbody tr")
+    assert [address(row, "id") for row in rows] == [f"claim-c{number:02d}" for number in range(1, 23)]
+    for chapter in guard.chapters():
+        for record in records(chapter):
+            row = page.find(id=f"claim-{record['claim'].lower()}")
+            assert isinstance(row, Tag)
+            words = " ".join(row.get_text(" ").split())
+            assert f"{record['quantity']}: {record['measured']}" in words
+            assert any(chapter.stem in address(link, "href") for link in row.find_all("a"))
+
+
+def records(chapter: Path) -> list[dict[str, str]]:
+    outputs = [output for cell in guard.code_cells(guard.read(chapter)) for output in cell.outputs]
+    mime = "application/vnd.gradcourse.record+json"
+    return [output.data[mime] for output in outputs if mime in output.get("data", {})]
+
+
 # ---- as shown
 
 

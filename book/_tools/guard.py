@@ -22,6 +22,8 @@ MAX_LINES = 30
 MIN_ALT = 40
 MIN_EXERCISES = 3
 
+# Where numbers are quoted from papers: a tag of cells, a comment (`% ...`) in the paragraphs of other pages.
+ELSEWHERE = "numbers-from-elsewhere"
 RERUN = "run `make notebooks`"
 
 # What Jupyter hands out when nobody chooses: eight hex digits, or a UUID.
@@ -49,6 +51,11 @@ def pages(root: Path = ROOT) -> list[str]:
 def chapters(root: Path = ROOT) -> list[Path]:
     """Every notebook of the book, in reading order."""
     return [path for page in pages(root) if (path := root / f"{page}.ipynb").exists()]
+
+
+def plain_pages(root: Path = ROOT) -> list[Path]:
+    """Every page that is not a notebook."""
+    return [path for page in pages(root) if (path := root / f"{page}.md").exists()]
 
 
 def read(path: Path) -> Notebook:
@@ -187,14 +194,24 @@ def honest(notebook: Notebook) -> Iterator[str]:
     """Every number in prose, captions and alt texts was printed by some cell of this chapter."""
     printed = numbers_in_prose.parse("\n".join(output_text(notebook)))
     for cell in notebook.cells:
-        if "numbers-from-elsewhere" in tags(cell):
+        if ELSEWHERE in tags(cell):
             continue
         for written in numbers_in_prose.claimed(cell_prose(cell)):
             if not numbers_in_prose.supported(written, printed):
                 yield (
                     f"{label(cell)}: says {written.text!r}, which no cell of this chapter prints "
-                    "(tag the cell `numbers-from-elsewhere` if the number is quoted from a source)"
+                    f"(tag the cell `{ELSEWHERE}` if the number is quoted from a source)"
                 )
+
+
+def unprinted(page: Path, chapters: list[Path]) -> Iterator[str]:
+    """The numbers on a page without cells that no chapter printed, save where the paragraph says so in a comment."""
+    printed = numbers_in_prose.parse("\n".join(text for path in chapters for text in output_text(read(path))))
+    paragraphs = page.read_text(encoding="utf-8").split("\n\n")
+    own = "\n\n".join(paragraph for paragraph in paragraphs if f"% {ELSEWHERE}" not in paragraph)
+    for written in numbers_in_prose.claimed(own):
+        if not numbers_in_prose.supported(written, printed):
+            yield f"{page.name}: says {written.text!r}, which no cell of any chapter prints"
 
 
 def cell_prose(cell: Cell) -> str:
