@@ -25,7 +25,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 mpl.use("agg")
 
 # The same examples at every run: a red build must mean a change, and a first call compiles for seconds.
-hypothesis.settings.register_profile("course", deadline=None, derandomize=True, max_examples=20, database=None)
+hypothesis.settings.register_profile(
+    "course",
+    deadline=None,
+    derandomize=True,
+    max_examples=20,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("course")
 
 
