@@ -1,0 +1,333 @@
+"""Layers: dense, convolution, pooling, flatten.
+
+A layer is a frozen description, without parameters. It knows how to draw them (`init`), how to compute (`apply`), and
+how to carry a cotangent back or a tangent forward through itself. These last two come in two halves, because the
+course asks which half shrinks the gradient: `h -> s` (the weights) and `s -> f(s)` (the activation).
+
+A new layer only needs `output_shape` and, if it has parameters, `init`; and `apply`. The halves then fall back on autodiff. `Dense` and
+`Conv` override them: they save the activation's slope on the way forward and multiply by it on the way back, which
+is faster than differentiating anew.
+
+Shapes: an input is `(batch, *shape)`, images are `(batch, height, width, channel)`; cotangents and tangents carry one
+more leading axis, one entry per output or input direction.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from gradcourse import activations, initializers
+from gradcourse.activations import Activation
+from gradcourse.checks import known_name, positive_integer
+from gradcourse.initializers import Initializer
+
+__all__ = ["AvgPool", "Conv", "Dense", "Flatten", "Layer", "MaxPool"]
+
+PADDINGS = ("SAME", "VALID", "CIRCULAR")
+Params = dict[str, Array]
+Shape = tuple[int, ...]
+Saved = Any
+
+
+class Layer:
+    """The base of all layers, with everything but `output_shape` and `apply` in its general form."""
+
+    kind: ClassVar[str] = "layer"
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Returns the shape of one output for one input of `shape`; raises `ValueError` where that does not fit."""
+        raise TypeError(f"{type(self).__name__} is no complete layer: give it output_shape(shape).")
+
+    def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
+        """Returns parameters for inputs of `shape`; a layer without parameters returns `{}`."""
+        return {}
+
+    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns the layer's output."""
+        raise TypeError(f"{type(self).__name__} is no complete layer: give it apply(params, h).")
+
+    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
+        """Returns the output and what the four methods below need to know of this point."""
+        return self.apply(params, h), h
+
+    def through_activation(self, saved: Saved, v: Float[Array, "direction batch *output"]) -> Array:
+        """Returns `v` times the activation's slope; the same forward and back, for the matrix is diagonal."""
+        return v
+
+    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *output"], shape: Shape) -> Array:
+        """Returns cotangents on the layer's input (of `shape`) for cotangents `v` on its pre-activation."""
+        _, vjp = jax.vjp(lambda h: self.apply(params, h), saved)
+        return jax.vmap(lambda cotangent: vjp(cotangent)[0])(v)
+
+    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
+        """Returns tangents on the layer's pre-activation for tangents `v` on its input."""
+        return jax.vmap(lambda tangent: jax.jvp(lambda h: self.apply(params, h), (saved,), (tangent,))[1])(v)
+
+
+@dataclass(frozen=True)
+class _Affine(Layer):
+    """`f(weights applied to h + bias)`: what `Dense` and `Conv` share."""
+
+    activation: Activation
+    init_scheme: Initializer
+
+    def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns the pre-activation `s`."""
+        return self.linear(params["weight"], h) + params["bias"]
+
+    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns `f(s)`."""
+        return self.activation(self.preactivation(params, h))
+
+    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
+        """Returns the output and the slope `f'(s)`."""
+        s = self.preactivation(params, h)
+        return self.activation(s), self.activation.slope(s)
+
+    def through_activation(self, saved: Saved, v: Float[Array, "direction batch *output"]) -> Array:
+        """Returns `v` times the slope."""
+        return v if self.activation.name == "identity" else v * saved[None]
+
+    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *output"], shape: Shape) -> Array:
+        """Returns the transposed linear map of `v`, all directions in one product."""
+        return _unflatten(self.transpose(params["weight"], _flatten(v), shape), v.shape[:2])
+
+    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
+        """Returns the linear map of `v`, all directions in one product."""
+        return _unflatten(self.linear(params["weight"], _flatten(v)), v.shape[:2])
+
+    def linear(self, weight: Array, h: Array) -> Array:
+        """Returns the weights applied to a batch."""
+        raise NotImplementedError
+
+    def transpose(self, weight: Array, v: Array, shape: Shape) -> Array:
+        """Returns the transpose of `linear` applied to a batch of `v`; `shape` is the layer's input shape."""
+        raise NotImplementedError
+
+    def weight_shape(self, shape: Shape) -> Shape:
+        """Returns the shape of the weights for inputs of `shape`."""
+        raise NotImplementedError
+
+    def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
+        """Returns `{"weight", "bias"}` drawn from the layer's scheme."""
+        weight_key, bias_key = jax.random.split(key)
+        weight = self.init_scheme.weights(self.weight_shape(shape), key=weight_key)
+        return {"weight": weight, "bias": self.init_scheme.biases(weight.shape[-1:], key=bias_key)}
+
+
+@dataclass(frozen=True, init=False)
+class Dense(_Affine):
+    """`f(h @ weight + bias)`, weight `(in, out)`.
+
+    >>> layer = Dense(3, "sigmoid", init="glorot_uniform")
+    >>> params = layer.init((4,), key=jax.random.key(0))
+    >>> layer.apply(params, jnp.zeros((2, 4)))
+    Array([[0.5, 0.5, 0.5],
+           [0.5, 0.5, 0.5]], dtype=float32)
+    """
+
+    width: int
+    kind: ClassVar[str] = "dense"
+
+    def __init__(self, width: int, activation: Any = "identity", *, init: str | Initializer = "glorot_uniform"):
+        _set(
+            self,
+            width=positive_integer("width", width),
+            activation=activations.resolve(activation),
+            init_scheme=initializers.resolve(init),
+        )
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Returns `(width,)`."""
+        if len(shape) != 1:
+            raise ValueError(f"Dense got an input of shape {shape}; accepted is (width,). Put Flatten() before it.")
+        return (self.width,)
+
+    def weight_shape(self, shape: Shape) -> Shape:
+        """Returns `(in, out)`."""
+        return (shape[0], self.width)
+
+    def linear(self, weight: Array, h: Array) -> Array:
+        """Returns `h @ weight`."""
+        return jnp.matmul(h, weight, precision=lax.Precision.HIGHEST)
+
+    def transpose(self, weight: Array, v: Array, shape: Shape) -> Array:
+        """Returns `v @ weight.T`."""
+        return jnp.matmul(v, weight.T, precision=lax.Precision.HIGHEST)
+
+
+@dataclass(frozen=True, init=False)
+class Conv(_Affine):
+    """`f(kernel * h + bias)`: a two-dimensional convolution (cross-correlation, as everywhere in deep learning).
+
+    Kernel `(kernel_size, kernel_size, in, out)`. Padding `"SAME"` adds zeros, `"CIRCULAR"` wraps the image round, `"VALID"`
+    adds nothing.
+
+    >>> layer = Conv(16, "relu", init="he_normal", stride=2)
+    >>> layer.output_shape((8, 8, 1))
+    (4, 4, 16)
+    """
+
+    channels: int
+    kernel_size: int
+    stride: int
+    padding: str
+    kind: ClassVar[str] = "conv"
+
+    def __init__(
+        self,
+        channels: int,
+        activation: Any = "identity",
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: str = "SAME",
+        init: str | Initializer = "glorot_uniform",
+    ):
+        _set(
+            self,
+            channels=positive_integer("channels", channels),
+            kernel_size=positive_integer("kernel_size", kernel_size),
+            stride=positive_integer("stride", stride),
+            padding=known_name("padding", padding, PADDINGS),
+            activation=activations.resolve(activation),
+            init_scheme=initializers.resolve(init),
+        )
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Returns `(height, width, channels)` after padding and stride."""
+        return (*_image_output("Conv", shape, self.kernel_size, self.stride, self.padding), self.channels)
+
+    def weight_shape(self, shape: Shape) -> Shape:
+        """Returns `(kernel_size, kernel_size, in, out)`."""
+        return (self.kernel_size, self.kernel_size, shape[-1], self.channels)
+
+    def linear(self, weight: Array, h: Array) -> Array:
+        """Returns the padded image convolved with the kernel."""
+        padding = "VALID" if self.padding == "VALID" else "SAME"
+        window = (self.kernel_size, self.kernel_size)
+        pads = lax.padtype_to_pads(h.shape[1:3], window, (self.stride, self.stride), padding)
+        return _convolve(weight, h, pads, self.stride, wrap=self.padding == "CIRCULAR")
+
+    def transpose(self, weight: Array, v: Array, shape: Shape) -> Array:
+        """Returns the transposed convolution.
+
+        At stride 1 that is itself a convolution, with the kernel turned by 180 degrees and its channels swapped. XLA runs it far
+        faster on a CPU than its own input-gradient (design note: 70 against 2 GFLOP/s).
+        """
+        if self.stride > 1:
+            like = jax.ShapeDtypeStruct((v.shape[0], *shape), v.dtype)
+            (pulled,) = jax.linear_transpose(lambda h: self.linear(weight, h), like)(v)
+            return pulled
+        turned = jnp.swapaxes(weight[::-1, ::-1], 2, 3)
+        reach = self.kernel_size - 1
+        low, high = (0, 0) if self.padding == "VALID" else (reach // 2, reach - reach // 2)
+        pads = [(reach - low, reach - high)] * 2
+        return _convolve(turned, v, pads, 1, wrap=self.padding == "CIRCULAR")
+
+
+@dataclass(frozen=True)
+class _Pool(Layer):
+    """What `MaxPool` and `AvgPool` share: windows of `size` pixels, one every `stride` pixels (by default `size`), without padding."""
+
+    size: int = 2
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        positive_integer("size", self.size)
+        object.__setattr__(self, "stride", positive_integer("stride", self.stride or self.size))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Returns `(height, width, channel)` after pooling."""
+        return (*_image_output(type(self).__name__, shape, self.size, self.stride or self.size, "VALID"), shape[2])
+
+    def _reduce(self, h: Array, start: float, combine: Any) -> Array:
+        window, strides = (1, self.size, self.size, 1), (1, self.stride, self.stride, 1)
+        return lax.reduce_window(h, np.asarray(start, h.dtype), combine, window, strides, "VALID")
+
+
+@dataclass(frozen=True)
+class MaxPool(_Pool):
+    """The largest value in each window; the gradient goes to that one pixel alone."""
+
+    kind: ClassVar[str] = "max pool"
+
+    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns the pooled images."""
+        return self._reduce(h, -jnp.inf, lax.max)
+
+
+@dataclass(frozen=True)
+class AvgPool(_Pool):
+    """The mean of each window; the gradient is spread over all its pixels."""
+
+    kind: ClassVar[str] = "average pool"
+
+    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns the pooled images."""
+        return self._reduce(h, 0.0, lax.add) / self.size**2
+
+
+@dataclass(frozen=True)
+class Flatten(Layer):
+    """An image as one long vector, so that a dense layer can read it."""
+
+    kind: ClassVar[str] = "flatten"
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Returns `(height * width * channel,)`."""
+        size = 1
+        for axis in shape:
+            size *= axis
+        return (size,)
+
+    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns the flattened batch."""
+        return h.reshape(h.shape[0], -1)
+
+
+def _set(layer: Layer, **fields: Any) -> None:
+    """Fills a frozen layer; its own `__init__` takes names where its fields hold what they stand for."""
+    for name, value in fields.items():
+        object.__setattr__(layer, name, value)
+
+
+def _flatten(v: Array) -> Array:
+    return v.reshape(-1, *v.shape[2:])
+
+
+def _unflatten(v: Array, leading: Shape) -> Array:
+    return v.reshape(*leading, *v.shape[1:])
+
+
+def _convolve(weight: Array, h: Array, pads: Any, stride: int, *, wrap: bool) -> Array:
+    if wrap:
+        h = jnp.pad(h, ((0, 0), *pads, (0, 0)), mode="wrap")
+        pads = [(0, 0), (0, 0)]
+    return lax.conv_general_dilated(
+        h,
+        weight,
+        (stride, stride),
+        pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=lax.Precision.HIGHEST,
+    )
+
+
+def _image_output(layer: str, shape: Shape, window: int, stride: int, padding: str) -> Shape:
+    """The height and width that a window of that size leaves, after checking that `shape` is an image it fits."""
+    if len(shape) != 3:
+        raise ValueError(f"{layer} got an input of shape {shape}; accepted are images (height, width, channel).")
+    if padding != "VALID":
+        return tuple(-(-size // stride) for size in shape[:2])
+    if min(shape[:2]) < window:
+        raise ValueError(
+            f"{layer} got an input of shape {shape}, smaller than its window of {window} pixels. "
+            "Use fewer strides or pools before it, a smaller window, or padding='SAME'."
+        )
+    return tuple((size - window) // stride + 1 for size in shape[:2])

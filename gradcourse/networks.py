@@ -1,0 +1,238 @@
+"""Networks: a sequence of stages, where a stage is one layer repeated and scanned.
+
+A stage of ten thousand equal layers is compiled once, with its parameters stacked along a leading `depth` axis.
+
+>>> network = mlp(64, [100] * 50, 10, activation="sigmoid", init="standard")
+>>> network.depth, len(network.stages)
+(51, 3)
+>>> params = network.init(key=jax.random.key(0))
+>>> params[1]["weight"].shape  # the 49 equal layers in one stage
+(49, 100, 100)
+>>> network.apply(params, jnp.zeros((5, 64))).shape
+(5, 10)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import groupby
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from gradcourse.checks import known_false, measurable_input, positive_integer
+from gradcourse.initializers import Initializer
+from gradcourse.layers import Conv, Dense, Flatten, Layer, Shape
+
+__all__ = ["Network", "Params", "Stage", "cnn", "mlp", "sequential"]
+
+Params = tuple[dict[str, Array], ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`repeats` equal layers in a row, each taking an input of `shape`."""
+
+    layer: Layer
+    repeats: int
+    shape: Shape
+
+    def scan(
+        self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, *, reverse: bool = False
+    ) -> tuple[Any, Any]:
+        """Returns `lax.scan` of `step` over the stage's layers; a single layer is called, as it may change the carry's shape."""
+        if self.repeats > 1:
+            return lax.scan(step, carry, xs, length=self.repeats, reverse=reverse)
+        carry, result = step(carry, jax.tree.map(lambda leaf: leaf[0], xs))
+        return carry, jax.tree.map(lambda leaf: leaf[None], result)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Stages in order; layer 0 is next to the input. Make one with `mlp`, `cnn` or `sequential`."""
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def depth(self) -> int:
+        """The number of layers, the readout included."""
+        return sum(stage.repeats for stage in self.stages)
+
+    @property
+    def input_shape(self) -> Shape:
+        """The shape of one input, without the batch axis."""
+        return self.stages[0].shape
+
+    @property
+    def output_shape(self) -> Shape:
+        """The shape of one output, without the batch axis."""
+        return self.stages[-1].layer.output_shape(self.stages[-1].shape)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """One name per layer, such as `"0 dense"`."""
+        kinds = (stage.layer.kind for stage in self.stages for _ in range(stage.repeats))
+        return tuple(f"{index} {kind}" for index, kind in enumerate(kinds))
+
+    @partial(jax.jit, static_argnums=0)
+    def init(self, *, key: PRNGKeyArray) -> Params:
+        """Returns fresh parameters: per stage a dictionary of arrays with a leading axis `repeats`."""
+        params: list[dict[str, Array]] = []
+        for stage, stage_key in zip(self.stages, jax.random.split(key, len(self.stages)), strict=True):
+            init = partial(_init_layer, stage.layer, stage.shape)
+            params.append(jax.vmap(init)(jax.random.split(_wait_for(params, stage_key), stage.repeats)))
+        return tuple(params)
+
+    @partial(jax.jit, static_argnums=0)
+    def apply(self, params: Params, x: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns the network's output for a batch."""
+        return self.scan(lambda layer, p, h: (layer.apply(p, h), None), params, x)[0]
+
+    def scan(
+        self, step: Callable[[Layer, dict[str, Array], Array], tuple[Array, Any]], params: Params, h: Array
+    ) -> tuple[Array, list[Any]]:
+        """Returns the last carry and, per stage, the stacked second results of `step(layer, layer_params, carry)`."""
+        collected = []
+        for stage, stage_params in zip(self.stages, params, strict=True):
+            h, results = stage.scan(lambda carry, p, layer=stage.layer: step(layer, p, carry), h, stage_params)
+            collected.append(results)
+        return h, collected
+
+    def check(self, params: Params, x: Any) -> Float[Array, "batch *shape"]:
+        """Returns `x` as an array after checking that `params` and `x` belong to this network and are finite.
+
+        Raises `ValueError` or `TypeError` naming what is wrong, with the layer's name for a parameter that is NaN.
+        """
+        expected, given = _parameter_shapes(self), jax.tree.map(jnp.shape, params)
+        if given != jax.tree.map(jnp.shape, expected):
+            raise ValueError(
+                f"params have the shapes {given}; accepted are those of this network, "
+                f"{jax.tree.map(jnp.shape, expected)}. Make them with network.init(key=...)."
+            )
+        dtype = jnp.result_type(*jax.tree.leaves(params)) if jax.tree.leaves(params) else jnp.result_type(float)
+        if dtype not in (jnp.float32, jnp.float64):
+            raise TypeError(
+                f"params have dtype {dtype}; accepted are float32 and float64. "
+                "Convert them: jax.tree.map(lambda p: p.astype('float32'), params)."
+            )
+        first = _first_nonfinite_layer(self, params)
+        if known_false(first == self.depth):
+            raise ValueError(
+                f"params of layer {self.layer_names[int(first)]!r} contain NaN or infinity; accepted are finite "
+                "numbers. If training produced them, lower its learning rate or look at an earlier checkpoint."
+            )
+        return measurable_input(x, self.input_shape, dtype)
+
+
+def _wait_for(params: list[dict[str, Array]], key: PRNGKeyArray) -> PRNGKeyArray:
+    """A key that depends on the parameters drawn so far, in form but not in value.
+
+    It makes stages be drawn one after the other. XLA's CPU back end deadlocks on two independent QR factorisations in one
+    program, which is what orthogonal schemes ask for under `vmap` (seen with jaxlib 0.10.2 on two cores).
+    """
+    leaves = jax.tree.leaves(params)
+    return jax.random.fold_in(key, jnp.isnan(leaves[-1]).any()) if leaves else key
+
+
+def _init_layer(layer: Layer, shape: Shape, key: PRNGKeyArray) -> dict[str, Array]:
+    return layer.init(shape, key=key)
+
+
+@lru_cache(maxsize=128)
+def _parameter_shapes(network: Network) -> Any:
+    return jax.eval_shape(lambda: network.init(key=jax.random.key(0)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _first_nonfinite_layer(network: Network, params: Params) -> Array:
+    """The index of the first layer with a parameter that is not finite, or the depth where all are."""
+    flags = []
+    for stage, stage_params in zip(network.stages, params, strict=True):
+        broken = jnp.zeros(stage.repeats, bool)
+        for leaf in jax.tree.leaves(stage_params):
+            broken |= ~jnp.isfinite(leaf).reshape(stage.repeats, -1).all(axis=1)
+        flags.append(broken)
+    return jnp.argmax(jnp.concatenate([*flags, jnp.ones(1, bool)]))
+
+
+def sequential(input_shape: Shape, layers: Sequence[Layer]) -> Network:
+    """Returns the network that applies `layers` in order to inputs of `input_shape`.
+
+    Equal neighbours of equal shape become one scanned stage. Raises `ValueError` where there is no layer or one does
+    not fit the shape before it.
+
+    >>> from gradcourse.layers import Conv, Dense, Flatten, MaxPool
+    >>> network = sequential((8, 8, 1), [Conv(4, "relu"), MaxPool(2), Flatten(), Dense(10)])
+    >>> network.layer_names
+    ('0 conv', '1 max pool', '2 flatten', '3 dense')
+    """
+    if isinstance(input_shape, int):
+        input_shape = (input_shape,)
+    shape = tuple(positive_integer("input_shape", size) for size in input_shape)
+    if not layers:
+        raise ValueError("layers is empty, a network of depth 0; accepted is at least one layer.")
+    placed = []
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise TypeError(
+                f"layers[{index}]={layer!r} is a {type(layer).__name__}; accepted are layers such as Dense(10)."
+            )
+        placed.append((layer, shape))
+        shape = layer.output_shape(shape)
+    return Network(tuple(Stage(layer, len(list(group)), shape) for (layer, shape), group in groupby(placed)))
+
+
+def mlp(
+    inputs: int,
+    widths: Sequence[int],
+    outputs: int,
+    *,
+    activation: Any = "sigmoid",
+    init: str | Initializer = "standard",
+) -> Network:
+    """Returns a dense network: one hidden layer per entry of `widths`, then a linear readout of `outputs`.
+
+    `activation` is a name of `gradcourse.activations` or an elementwise jax function; `init` a name of
+    `gradcourse.initializers` or an `Initializer`, used for the readout too. The defaults are the network that the
+    question is about. Raises `ValueError` for depth 0, that is, empty `widths`.
+    """
+    hidden = [Dense(width, activation, init=init) for width in _hidden("widths", widths)]
+    return sequential((positive_integer("inputs", inputs),), [*hidden, Dense(outputs, init=init)])
+
+
+def cnn(
+    input_shape: Shape,
+    channels: Sequence[int],
+    outputs: int,
+    *,
+    activation: Any = "sigmoid",
+    init: str | Initializer = "standard",
+    kernel_size: int = 3,
+    padding: str = "SAME",
+) -> Network:
+    """Returns a convolutional network: one hidden layer per entry of `channels`, flatten, a linear readout.
+
+    For strides, pooling or other readouts, list the layers yourself with `sequential`.
+
+    >>> network = cnn((8, 8, 1), [16] * 20, 10, activation="relu", init="he_normal", padding="CIRCULAR")
+    >>> network.depth, network.output_shape
+    (22, (10,))
+    """
+    hidden: list[Layer] = [
+        Conv(width, activation, kernel_size=kernel_size, padding=padding, init=init)
+        for width in _hidden("channels", channels)
+    ]
+    return sequential(input_shape, [*hidden, Flatten(), Dense(outputs, init=init)])
+
+
+def _hidden(argument: str, widths: Sequence[int]) -> list[int]:
+    if isinstance(widths, int):
+        raise TypeError(
+            f"{argument}={widths!r} is one number; accepted is a sequence with one entry per layer, e.g. [{widths}] * 10."
+        )
+    if not len(widths):
+        raise ValueError(f"{argument}={widths!r} makes a network of depth 0; accepted is at least one hidden layer.")
+    return [positive_integer(f"{argument}[{index}]", width) for index, width in enumerate(widths)]

@@ -1,0 +1,141 @@
+"""Profile: the one result type. Whatever is measured or predicted layer by layer is a `Profile`.
+
+A norm is stored as `2 ** (exponent + fraction)` with a whole `exponent`, so that 1e-10000 is as exact as 1. Profiles
+are made inside `jit` and `vmap`; they are read and summarised outside, in NumPy float64.
+
+>>> profile = Profile.from_log10([-600.25, -300.5, 0.0], layers=("0 dense", "1 dense", "2 dense"), quantity="norm")
+>>> profile.log10_norm
+array([-600.25, -300.5 ,    0.  ])
+>>> profile.as_float32()  # what a float32 gradient prints
+array([0., 0., 1.], dtype=float32)
+"""
+
+from dataclasses import dataclass, field
+from math import log10
+
+import jax
+import numpy as np
+from jaxtyping import ArrayLike, Float, Int
+from numpy.typing import NDArray
+
+__all__ = ["Profile"]
+
+LOG10_OF_2 = log10(2)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Profile:
+    """The log norm of every layer; leading axes are samples (seeds, examples) if there are any.
+
+    - `exponent`, `fraction`: the norm is `2 ** (exponent + fraction)`. A norm that is exactly zero has the fraction
+      minus infinity.
+    - `standard_error`: of the log10 norm, in decades; 0 where the value is exact, NaN where one sample cannot tell.
+    - `layers`: a name per layer; layer 0 is next to the input.
+    - `quantity`: what was measured or predicted.
+    """
+
+    exponent: Int[ArrayLike, "*sample layer"]
+    fraction: Float[ArrayLike, "*sample layer"]
+    standard_error: Float[ArrayLike, "*sample layer"]
+    layers: tuple[str, ...] = field(metadata={"static": True})
+    quantity: str = field(metadata={"static": True})
+
+    @classmethod
+    def from_log10(
+        cls, values: ArrayLike, *, layers: tuple[str, ...], quantity: str, standard_error: ArrayLike = 0.0
+    ) -> "Profile":
+        """Returns the profile with the given log10 norms, `(*sample, layer)`."""
+        log2_norm = np.asarray(values, np.float64) / LOG10_OF_2
+        if log2_norm.shape[-1:] != (len(layers),):
+            raise ValueError(
+                f"values have shape {log2_norm.shape} for {len(layers)} layers; accepted is (..., {len(layers)})."
+            )
+        exponent = np.where(np.isfinite(log2_norm), np.floor(log2_norm), 0)
+        error = np.broadcast_to(np.asarray(standard_error, np.float64), log2_norm.shape)
+        return cls(exponent.astype(np.int32), log2_norm - exponent, error, tuple(layers), quantity)
+
+    @property
+    def log10_norm(self) -> NDArray[np.float64]:
+        """The log10 norm per layer, `(*sample, layer)`; minus infinity where the norm is exactly zero."""
+        try:
+            return (np.asarray(self.exponent, np.float64) + np.asarray(self.fraction, np.float64)) * LOG10_OF_2
+        except jax.errors.TracerArrayConversionError:
+            raise TypeError(
+                "log10_norm was read inside jit or vmap, where numbers are not known yet; return the Profile and read it outside."
+            ) from None
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return len(self.layers)
+
+    def as_float32(self) -> NDArray[np.float32]:
+        """Returns the norms in float32, where everything below 1e-45 is 0 and everything above 3e38 is infinite."""
+        with np.errstate(over="ignore", under="ignore"):
+            return np.power(10.0, self.log10_norm).astype(np.float32)
+
+    def mean(self) -> "Profile":
+        """Returns the mean of the log10 norms over the first sample axis, with its standard error.
+
+        The mean of the log is the *typical* norm (the geometric mean). A single sample has no standard error: NaN.
+        """
+        values = self._samples()
+        count = len(values)
+        error = values.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full(values.shape[1:], np.nan)
+        return self._like(values.mean(axis=0), error)
+
+    def root_mean_square(self) -> "Profile":
+        """Returns the log10 root mean square over the first sample axis, with its standard error.
+
+        This is the average that mean-field theory predicts; a few large samples may dominate it.
+        """
+        values = self._samples()
+        peak = np.where(np.isfinite(values.max(axis=0)), values.max(axis=0), 0)
+        squares = 10 ** (2 * (values - peak))
+        mean = squares.mean(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_norm = peak + np.log10(mean) / 2
+            spread = squares.std(axis=0, ddof=1) if len(values) > 1 else np.full(mean.shape, np.nan)
+            error = spread / np.sqrt(len(values)) / mean / (2 * np.log(10))
+        return self._like(log_norm, error)
+
+    def slope(self, first: int = 0, last: int | None = None) -> tuple[float, float]:
+        """Returns the slope over layers `first` to `last` in decades per layer, and its standard error.
+
+        Negative: the norm shrinks with the layer index. A least-squares line per sample; the error is taken over samples and is NaN if there is
+        only one.
+
+        >>> layers = tuple(f"{i} dense" for i in range(4))
+        >>> Profile.from_log10([[-3, -2, -1, 0], [-6, -4, -2, 0]], layers=layers, quantity="norm").slope()
+        (1.5, 0.5)
+        """
+        stop = self.depth if last is None else last + 1
+        values = np.atleast_2d(self.log10_norm)[..., first:stop]
+        if values.shape[-1] < 2:
+            raise ValueError(
+                f"slope from layer {first} to {stop - 1} of {self.depth} has fewer than two layers to join."
+            )
+        if not np.isfinite(values).all():
+            raise ValueError("slope meets a norm that is exactly zero or not finite; choose first and last around it.")
+        index = np.arange(values.shape[-1]) - (values.shape[-1] - 1) / 2
+        slopes = (values @ index / (index @ index)).ravel()
+        error = slopes.std(ddof=1) / np.sqrt(slopes.size) if slopes.size > 1 else np.nan
+        return float(slopes.mean()), float(error)
+
+    def layers_to_lose(self, factor: float) -> NDArray[np.float64]:
+        """Returns how many layers below the last one the norm has first fallen by `factor`, `(*sample,)`; NaN if it never does."""
+        if not factor > 1:
+            raise ValueError(f"factor={factor!r} is accepted above 1, such as 1e6.")
+        lost = self.log10_norm[..., -1:] - self.log10_norm[..., ::-1] >= log10(factor)
+        return np.where(lost.any(axis=-1), lost.argmax(axis=-1), np.nan)
+
+    def _samples(self) -> NDArray[np.float64]:
+        if np.ndim(self.exponent) < 2:
+            raise ValueError(
+                f"this profile holds one sample; averaging needs a leading sample axis, e.g. from jax.vmap over keys."
+            )
+        return self.log10_norm
+
+    def _like(self, values: NDArray[np.float64], error: NDArray[np.float64]) -> "Profile":
+        return Profile.from_log10(values, layers=self.layers, quantity=self.quantity, standard_error=error)
