@@ -1,0 +1,64 @@
+"""How do convolutional networks avoid the vanishing gradient? The instrument that the course measures with.
+
+>>> import jax, gradcourse as gc
+>>> data = gc.digits()
+>>> network = gc.mlp(64, [100] * 50, 10, activation="sigmoid", init="standard")
+>>> params = network.init(key=jax.random.key(0))
+>>> profile = gc.backward_jacobian_norms(network, params, data.x_train[:100])
+>>> print(f"{profile.log10_norm[0]:.1f}")  # the gradient that reaches the input, in decades
+-42.1
+>>> print(profile.as_float32()[0] > 0)
+True
+"""
+
+from gradcourse import claims, meanfield, plots
+from gradcourse.activations import ACTIVATIONS, Activation
+from gradcourse.datasets import digits
+from gradcourse.initializers import INITIALIZERS, Initializer, gaussian
+from gradcourse.jacobians import (
+    GainSplit,
+    backward_jacobian_norms,
+    forward_jacobian_norms,
+    layer_jacobian_norms,
+    log_gain_split,
+)
+from gradcourse.layers import AvgPool, Conv, Dense, Flatten, Layer, MaxPool
+from gradcourse.networks import Network, cnn, mlp, sequential
+from gradcourse.profile import Profile
+from gradcourse.statistics import UnitStatistics, unit_statistics
+from gradcourse.sweeps import over_seeds
+from gradcourse.training import accuracy, cross_entropy, train
+
+__all__ = [
+    "ACTIVATIONS",
+    "INITIALIZERS",
+    "Activation",
+    "AvgPool",
+    "Conv",
+    "Dense",
+    "Flatten",
+    "GainSplit",
+    "Initializer",
+    "Layer",
+    "MaxPool",
+    "Network",
+    "Profile",
+    "UnitStatistics",
+    "accuracy",
+    "backward_jacobian_norms",
+    "claims",
+    "cnn",
+    "cross_entropy",
+    "digits",
+    "forward_jacobian_norms",
+    "gaussian",
+    "layer_jacobian_norms",
+    "log_gain_split",
+    "meanfield",
+    "mlp",
+    "over_seeds",
+    "plots",
+    "sequential",
+    "train",
+    "unit_statistics",
+]
