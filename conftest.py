@@ -36,6 +36,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("course")
 
 
+def pytest_sessionstart() -> None:
+    """Import the whole package once, so that docstring examples and tests share one copy of every module."""
+    import gradcourse  # noqa: F401
+
+
 @pytest.fixture
 def no_runtime_typecheck() -> Iterator[None]:
     """Switch jaxtyping's checks off, so that a test sees the package's own errors for bad input."""

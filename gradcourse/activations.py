@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from gradcourse.checks import known_name
 
@@ -47,11 +47,11 @@ class Activation:
     kinks: tuple[float, ...] = ()
     source: str = ""
 
-    def __call__(self, s: Float[Array, "*shape"] | float) -> Float[Array, "*shape"]:
+    def __call__(self, s: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
         """Returns `f(s)`, elementwise, in the shape of `s`."""
         return self.function(jnp.asarray(s))
 
-    def slope(self, s: Float[Array, "*shape"] | float) -> Float[Array, "*shape"]:
+    def slope(self, s: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
         """Returns `f'(s)`, elementwise, in the shape of `s`.
 
         >>> float(resolve("relu").slope(-3.0)), float(resolve("relu").slope(3.0))

@@ -54,7 +54,7 @@ def positive_number(argument: str, value: Any, *, zero: bool = False) -> float:
     """Returns `value` as a `float` if it is finite and above zero (or zero too, where `zero` is true)."""
     accepted = "a finite number, zero or more" if zero else "a finite number above zero"
     try:
-        number = float(value)
+        number = float("no number" if isinstance(value, str) else value)
     except (TypeError, ValueError):
         raise TypeError(f"{argument}={value!r} is a {type(value).__name__}; accepted is {accepted}.") from None
     if not (0 <= number < float("inf")) or (number == 0 and not zero):

@@ -18,9 +18,9 @@ The normal schemes are plain normal, as in the papers, where jax's own defaults 
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers as jax_initializers
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -30,7 +30,7 @@ from gradcourse.checks import known_name, positive_number
 __all__ = ["INITIALIZERS", "Initializer", "gaussian", "resolve"]
 
 # name: (variance times fan, which fan, distribution), the arguments of jax's variance_scaling
-_SCALING = {
+_SCALING: dict[str, tuple[float, Any, Any]] = {
     "standard": (1 / 3, "fan_in", "uniform"),
     "lecun_normal": (1.0, "fan_in", "normal"),
     "lecun_uniform": (1.0, "fan_in", "uniform"),

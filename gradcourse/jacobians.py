@@ -1,8 +1,10 @@
 r"""Per-layer Jacobian norms, exact, all layers in one sweep, in the log domain.
 
-Write $h_0 = x$ for the input, $h_{l+1}$ for the output of layer $l$, $y$ for the network's output, and $J_l = \partial h_{l+1} / \partial h_l$. Then
+Write $h_0 = x$ for the input, $h_{l+1}$ for the output of layer $l$, $y$ for the network's output, and
+$J_l = \partial h_{l+1} / \partial h_l$. Then
 
-- `backward_jacobian_norms`: the norm of $\partial y / \partial h_l = J_{L-1} \cdots J_l$, what back-propagation multiplies;
+- `backward_jacobian_norms`: the norm of $\partial y / \partial h_l = J_{L-1} \cdots J_l$, which back-propagation
+  multiplies;
 - `forward_jacobian_norms`: the norm of $\partial h_{l+1} / \partial x = J_l \cdots J_0$;
 - `layer_jacobian_norms`: the norm of $J_l$ alone;
 - `log_gain_split`: how much of each layer's gain is due to its weights, how much to its activation.
@@ -19,10 +21,11 @@ before it is scaled. So a norm of 1e-600 is measured in float32 with all its dig
 >>> x = jax.random.normal(jax.random.key(1), (5, 8))
 >>> profile = backward_jacobian_norms(network, params, x)
 >>> f"{profile.log10_norm[0]:.1f}"
-'-256.8'
+'-257.6'
 """
 
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -68,7 +71,7 @@ class GainSplit(NamedTuple):
 def backward_jacobian_norms(
     network: Network, params: Params, x: Float[Array, "batch *shape"], *, average: bool = True
 ) -> Profile:
-    r"""Returns $\|\partial y / \partial h_l\|_F$ for every layer $l$: entry $l$ is taken at what layer $l$ receives.
+    r"""Returns $\|\partial y / \partial h_l\|_F$ for every layer $l$: entry $l$ is taken at its input.
 
     `x` is `(batch, *input_shape)`. With `average` the profile has one value per layer, the root mean square over the
     batch with its standard error; without, it is `(batch, layer)`. Cost: one forward pass and one backward pass per
@@ -89,7 +92,7 @@ def backward_jacobian_norms(
 def forward_jacobian_norms(
     network: Network, params: Params, x: Float[Array, "batch *shape"], *, average: bool = True
 ) -> Profile:
-    r"""Returns $\|\partial h_{l+1} / \partial x\|_F$ for every layer $l$: entry $l$ is taken at what layer $l$ puts out.
+    r"""Returns $\|\partial h_{l+1} / \partial x\|_F$ for every layer $l$: entry $l$ is taken at its output.
 
     Arguments and errors as in `backward_jacobian_norms`. Cost: one forward pass per input entry.
     """
@@ -104,8 +107,9 @@ def layer_jacobian_norms(
 ) -> Profile:
     r"""Returns $\|\partial h_{l+1} / \partial h_l\|_F$ for every layer $l$.
 
-    Arguments and errors as in `backward_jacobian_norms`. Cost: two forward passes, for dense and convolutional layers
-    $\|D W\|_F^2 = \sum_j f'(s_j)^2 \sum_i w_{ij}^2$ needs no Jacobian; other layers cost one pass per output entry.
+    Arguments and errors as in `backward_jacobian_norms`. Cost: two forward passes, because for dense and convolutional
+    layers $\|D W\|_F^2 = \sum_j f'(s_j)^2 \sum_i w_{ij}^2$ needs no Jacobian; other layers cost one pass per output
+    entry.
     """
     x = network.check(params, x)
     return _profile(network, _layer_norms(network, params, x), average, "each layer's output with respect to its input")
@@ -117,7 +121,8 @@ def log_gain_split(network: Network, params: Params, x: Float[Array, "batch *sha
     With $D_l$ the diagonal matrix of slopes and $W_l$ the linear map of layer $l$, $J_l = D_l W_l$, and the gain from
     $\|\partial y/\partial h_{l+1}\|$ to $\|\partial y/\partial h_l\|$ is the gain through $D_l$ times the gain through
     $W_l$. Norms are root mean squares over the batch; the standard errors are those of the ratios. Layers without
-    weights (pooling, flatten) count as weights. Arguments, cost and errors as in `backward_jacobian_norms`.
+    weights (pooling, flatten) count as weights. A gain is minus infinity where the cotangent becomes exactly zero, and
+    NaN where it is zero already. Arguments, cost and errors as in `backward_jacobian_norms`.
 
     >>> from gradcourse.networks import mlp
     >>> network = mlp(8, [32] * 4, 4, activation="sigmoid", init="standard")
@@ -126,18 +131,15 @@ def log_gain_split(network: Network, params: Params, x: Float[Array, "batch *sha
     True
     """
     x = network.check(params, x)
-    middle, after = _backward_sweep(network, params, x)
-    start = Scaled(jnp.zeros(x.shape[0], jnp.int32), jnp.full(x.shape[0], _size(network.output_shape), x.dtype))
+    middle, after = map(_finite, _backward_sweep(network, params, x))
+    start = Scaled(jnp.zeros(x.shape[0], jnp.int32), jnp.full(x.shape[0], prod(network.output_shape), x.dtype))
     before = Scaled(*(jnp.concatenate([full[1:], one[None]]) for full, one in zip(after, start, strict=True)))
     parts = {"weights": (after, middle), "activation": (middle, before), "total": (after, before)}
-    return GainSplit(
-        **{
-            name: _checked(
-                network, Profile(*_log_ratio(*pair), network.layer_names, f"log gain on the way back, {name}")
-            )
-            for name, pair in parts.items()
-        }
-    )
+    profiles = {}
+    for name, (top, bottom) in parts.items():
+        exponent, fraction, error = _log_ratio(top, bottom)
+        profiles[name] = Profile(exponent, fraction, error, network.layer_names, f"log gain on the way back, {name}")
+    return GainSplit(**profiles)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -191,7 +193,7 @@ def _layer_norms(network: Network, params: Params, x: Array) -> Scaled:
         if not isinstance(layer, Dense | Conv):
             v, exponent, _ = _rescale(layer.through_activation(point, _basis(h_next.shape[1:], h_next)), zero)
             return h_next, _rescale(layer.pull(p, point, v, h.shape[1:]), exponent)[2]
-        weight, weight_exponent = _to_unit(p["weight"], jnp.max(jnp.abs(p["weight"])))
+        weight, weight_exponent = _to_unit(p["weight"], tuple(range(p["weight"].ndim)))
         row_squares = layer.linear(jnp.square(weight), jnp.ones_like(h))
         slopes, exponent, _ = _rescale(layer.through_activation(point, jnp.ones_like(h_next)[None]), zero)
         square = (jnp.square(slopes[0]) * row_squares).reshape(h.shape[0], -1).sum(axis=1)
@@ -203,16 +205,9 @@ def _layer_norms(network: Network, params: Params, x: Array) -> Scaled:
 
 def _basis(shape: tuple[int, ...], like: Array) -> Array:
     """One unit vector per entry of `shape`, for every example: `(direction, batch, *shape)`."""
-    size = _size(shape)
+    size = prod(shape)
     units = jnp.eye(size, dtype=like.dtype).reshape(size, 1, *shape)
     return jnp.broadcast_to(units, (size, like.shape[0], *shape))
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for axis in shape:
-        size *= axis
-    return size
 
 
 def _rescale(v: Array, exponent: Array) -> tuple[Array, Array, Scaled]:
@@ -221,20 +216,20 @@ def _rescale(v: Array, exponent: Array) -> tuple[Array, Array, Scaled]:
     Returns it with the exponents it now stands for, and its squared norm per example.
     """
     axes = (0, *range(2, v.ndim))
-    v, shift = _to_unit(v, jnp.max(jnp.abs(v), axis=axes))
+    v, shift = _to_unit(v, axes)
     exponent = exponent + shift
     return v, exponent, Scaled(exponent, jnp.sum(jnp.square(v), axis=axes))
 
 
-def _to_unit(v: Array, peak: Array) -> tuple[Array, Array]:
-    """`v` divided by the power of two next to `peak`, and that power's exponent.
+def _to_unit(v: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """`v` divided by the power of two next to its largest entry along `axes`, and that power's exponent.
 
-    The power is kept within what float32 holds as a normal number; processors may treat smaller ones as zero.
+    The power is kept within what is a normal number in `v`'s dtype; processors may treat smaller ones as zero.
     """
-    _, shift = jnp.frexp(peak)
-    shift = jnp.clip(shift, -126, 126)
-    power = jnp.ldexp(jnp.ones_like(peak), -shift)
-    return v * power.reshape(power.shape + (1,) * (v.ndim - 1 - power.ndim)), shift
+    peak = jnp.max(jnp.abs(v), axis=axes, keepdims=True)
+    limit = -int(jnp.finfo(v.dtype).minexp)
+    shift = jnp.clip(jnp.frexp(peak)[1], -limit, limit)
+    return v * jnp.ldexp(jnp.ones_like(peak), -shift), jnp.squeeze(shift, axes)
 
 
 def _mean_square(norms: Scaled) -> tuple[Array, Array, Array]:
@@ -268,18 +263,18 @@ def _log_ratio(top: Scaled, bottom: Scaled) -> tuple[Array, Array, Array]:
 
 def _profile(network: Network, norms: Scaled, average: bool, quantity: str) -> Profile:
     if average:
-        parts = _log_root_mean_square(norms)
+        exponent, fraction, error = _log_root_mean_square(_finite(norms))
     else:
-        exponent, square = norms.exponent.T, norms.square.T
-        parts = (exponent, jnp.log2(square) / 2, jnp.zeros_like(square))
-    return _checked(network, Profile(*parts, network.layer_names, f"Frobenius norm of the Jacobian: {quantity}"))
+        exponent, square = _finite(norms).exponent.T, norms.square.T
+        fraction, error = jnp.log2(square) / 2, jnp.zeros_like(square)
+    return Profile(exponent, fraction, error, network.layer_names, f"Frobenius norm of the Jacobian: {quantity}")
 
 
-def _checked(network: Network, profile: Profile) -> Profile:
-    """The profile itself, unless it holds NaN: finite parameters and inputs only give that when something overflowed."""
-    if known_false(~jnp.isnan(profile.fraction).any()):
+def _finite(norms: Scaled) -> Scaled:
+    """`norms` itself, unless one is not finite: from finite parameters and inputs that only comes by overflow."""
+    if known_false(jnp.isfinite(norms.square).all()):
         raise FloatingPointError(
             "the activations of this network overflow their floating-point range, so its Jacobian cannot be evaluated; "
             "shrink the weights (init's scale), the depth or the input, or use a bounded activation."
         )
-    return profile
+    return norms

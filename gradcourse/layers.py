@@ -4,15 +4,16 @@ A layer is a frozen description, without parameters. It knows how to draw them (
 how to carry a cotangent back or a tangent forward through itself. These last two come in two halves, because the
 course asks which half shrinks the gradient: `h -> s` (the weights) and `s -> f(s)` (the activation).
 
-A new layer only needs `output_shape` and, if it has parameters, `init`; and `apply`. The halves then fall back on autodiff. `Dense` and
-`Conv` override them: they save the activation's slope on the way forward and multiply by it on the way back, which
-is faster than differentiating anew.
+A new layer only needs `output_shape`, `apply` and, if it has parameters, `init`; the halves then fall back on
+autodiff. `Dense` and `Conv` override them: they save the activation's slope on the way forward and multiply by it on
+the way back, which is faster than differentiating anew.
 
 Shapes: an input is `(batch, *shape)`, images are `(batch, height, width, channel)`; cotangents and tangents carry one
 more leading axis, one entry per output or input direction.
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
 import jax
@@ -78,7 +79,8 @@ class _Affine(Layer):
 
     def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the pre-activation `s`."""
-        return self.linear(params["weight"], h) + params["bias"]
+        s = self.linear(params["weight"], h)
+        return s + jnp.broadcast_to(params["bias"], s.shape)
 
     def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns `f(s)`."""
@@ -165,8 +167,8 @@ class Dense(_Affine):
 class Conv(_Affine):
     """`f(kernel * h + bias)`: a two-dimensional convolution (cross-correlation, as everywhere in deep learning).
 
-    Kernel `(kernel_size, kernel_size, in, out)`. Padding `"SAME"` adds zeros, `"CIRCULAR"` wraps the image round, `"VALID"`
-    adds nothing.
+    Kernel `(kernel_size, kernel_size, in, out)`. Padding `"SAME"` adds zeros, `"CIRCULAR"` wraps the image round,
+    `"VALID"` adds nothing.
 
     >>> layer = Conv(16, "relu", init="he_normal", stride=2)
     >>> layer.output_shape((8, 8, 1))
@@ -217,8 +219,8 @@ class Conv(_Affine):
     def transpose(self, weight: Array, v: Array, shape: Shape) -> Array:
         """Returns the transposed convolution.
 
-        At stride 1 that is itself a convolution, with the kernel turned by 180 degrees and its channels swapped. XLA runs it far
-        faster on a CPU than its own input-gradient (design note: 70 against 2 GFLOP/s).
+        At stride 1 that is itself a convolution, with the kernel turned by 180 degrees and its channels swapped. On a
+        CPU XLA runs it far faster than its own input-gradient (measured: 70 against 2 GFLOP/s).
         """
         if self.stride > 1:
             like = jax.ShapeDtypeStruct((v.shape[0], *shape), v.dtype)
@@ -233,21 +235,30 @@ class Conv(_Affine):
 
 @dataclass(frozen=True)
 class _Pool(Layer):
-    """What `MaxPool` and `AvgPool` share: windows of `size` pixels, one every `stride` pixels (by default `size`), without padding."""
+    """What `MaxPool` and `AvgPool` share: square windows of `size` pixels a side, without padding.
+
+    One every `stride` pixels; by default every `size`, so that they tile the image.
+    """
 
     size: int = 2
     stride: int | None = None
 
     def __post_init__(self) -> None:
-        positive_integer("size", self.size)
-        object.__setattr__(self, "stride", positive_integer("stride", self.stride or self.size))
+        size = positive_integer("size", self.size)
+        stride = size if self.stride is None else positive_integer("stride", self.stride)
+        _set(self, size=size, stride=stride)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `(height, width, channel)` after pooling."""
-        return (*_image_output(type(self).__name__, shape, self.size, self.stride or self.size, "VALID"), shape[2])
+        return (*_image_output(type(self).__name__, shape, *self._window, "VALID"), shape[2])
+
+    @property
+    def _window(self) -> tuple[int, int]:
+        return self.size, self.stride or self.size
 
     def _reduce(self, h: Array, start: float, combine: Any) -> Array:
-        window, strides = (1, self.size, self.size, 1), (1, self.stride, self.stride, 1)
+        size, stride = self._window
+        window, strides = (1, size, size, 1), (1, stride, stride, 1)
         return lax.reduce_window(h, np.asarray(start, h.dtype), combine, window, strides, "VALID")
 
 
@@ -281,10 +292,7 @@ class Flatten(Layer):
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `(height * width * channel,)`."""
-        size = 1
-        for axis in shape:
-            size *= axis
-        return (size,)
+        return (prod(shape),)
 
     def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the flattened batch."""

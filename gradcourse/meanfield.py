@@ -1,13 +1,13 @@
-r"""What theory predicts for wide random networks: the mean-field variance map and the Jacobian norms that follow from it.
+r"""What theory predicts for wide random networks: the variance map and the Jacobian norms that follow from it.
 
 In a wide layer with independent zero-mean weights a pre-activation is close to Gaussian. Its variance $q$ follows the
 *variance map* (Poole et al. 2016, Schoenholz et al. 2017)
 
 $$q_{l+1} = \sigma_w^2\, \mathbb{E} f(\sqrt{q_l}\, z)^2 + \sigma_b^2, \qquad z \sim N(0, 1),$$
 
-and the mean square of a back-propagated cotangent is multiplied at every layer by $\chi = \sigma_w^2\, \mathbb{E} f'(\sqrt{q}\, z)^2$. At the
-map's fixed point this factor is `chi_1`: below 1 gradients vanish, above 1 they explode, and $\xi = -1/\ln \chi_1$
-layers change the mean square by a factor $e$.
+and the mean square of a back-propagated cotangent is multiplied at every layer by
+$\chi = \sigma_w^2\, \mathbb{E} f'(\sqrt{q}\, z)^2$. At the map's fixed point this factor is `chi_1`: below 1 gradients
+vanish, above 1 they explode, and $\xi = -1/\ln \chi_1$ layers change the mean square by a factor $e$.
 
 `backward_jacobian_norms`, `forward_jacobian_norms` and `layer_jacobian_norms` predict what their namesakes in
 `gradcourse.jacobians` measure, as the same `Profile`. For convolutions the mean squares are carried per pixel, so that
@@ -79,13 +79,14 @@ def _quadrature(kinks: tuple[float, ...], deviation: Array) -> tuple[Array, Arra
     """Nodes `z` and weights, `(*deviation, node)`, with which a sum is the mean of a function of `deviation * z`.
 
     The textbook's Gauss-Hermite rule is off by several percent at a kink and for deviations above 5. Here the line is
-    cut at the function's kinks and at its knees, and each panel gets a Gauss-Legendre rule; where Gauss-Hermite is good both agree.
+    cut at the function's kinks and at its knees, and each panel gets a Gauss-Legendre rule; where Gauss-Hermite is
+    good both agree.
     """
-    unit, unit_weights = _legendre()
+    unit, unit_weights = (jnp.asarray(part).reshape([1] * (deviation.ndim + 1) + [-1]) for part in _legendre())
     cuts = sorted({*kinks, -KNEE, 0.0, KNEE})
     inner = [jnp.clip(cut / deviation, -REACH, REACH) for cut in cuts]
     edges = jnp.stack([jnp.full_like(deviation, -REACH), *inner, jnp.full_like(deviation, REACH)], axis=-1)
-    half, middle = jnp.diff(edges)[..., None] / 2, (edges[..., 1:, None] + edges[..., :-1, None]) / 2
+    half, middle = jnp.diff(edges)[..., None] / 2, (edges[..., 1:] + edges[..., :-1])[..., None] / 2
     nodes = middle + half * unit
     weights = half * unit_weights * jnp.exp(-jnp.square(nodes) / 2) / sqrt(2 * pi)
     return nodes.reshape(*deviation.shape, -1), weights.reshape(*deviation.shape, -1)
@@ -139,6 +140,7 @@ def variance_map(activation: Any, q: float, *, sigma_w2: float, sigma_b2: float 
     return sigma_w2 * mean_square(activation, q) + positive_number("sigma_b2", sigma_b2, zero=True)
 
 
+@_in_float64
 def fixed_point(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0, start: float = 1.0) -> float:
     r"""Returns `q_star`, where the variance map started from `start` comes to rest.
 
@@ -148,28 +150,45 @@ def fixed_point(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0, star
     >>> round(fixed_point("tanh", sigma_w2=2.0, sigma_b2=0.05), 4)
     0.7218
     """
-    q = positive_number("start", start)
-    for _ in range(100_000):
-        previous, q = q, variance_map(activation, q, sigma_w2=sigma_w2, sigma_b2=sigma_b2)
-        if abs(q - previous) <= 1e-13 * q or q < 1e-300:
-            return q
-        if q > 1e30:
-            break
+    start = positive_number("start", start)
+    sigma_w2, sigma_b2 = positive_number("sigma_w2", sigma_w2), positive_number("sigma_b2", sigma_b2, zero=True)
+    q, change = map(float, _settle(resolve(activation), start, sigma_w2, sigma_b2))
+    if change <= 1e-13 * q or q < 1e-300:
+        return q
     raise ValueError(
-        f"sigma_w2={sigma_w2!r}, sigma_b2={sigma_b2!r} give {resolve(activation).name} no fixed point that is reached from "
-        f"{start!r} (the variance stands at {q:.3g}); accepted are settings where it settles. Use "
+        f"sigma_w2={sigma_w2!r}, sigma_b2={sigma_b2!r} give {resolve(activation).name} no fixed point that is reached "
+        f"from {start!r} (the variance stands at {q:.3g}); accepted are settings where it settles. Use "
         "preactivation_variances for a finite depth."
     )
 
 
+@partial(jax.jit, static_argnums=0)
+def _settle(activation: Activation, start: Array, sigma_w2: Array, sigma_b2: Array) -> tuple[Array, Array]:
+    """The variance where the map from `start` settles, leaves every range or is given up on, and its last change."""
+
+    def moving(state: tuple[Array, Array, Array]) -> Array:
+        layer, q, change = state
+        return (layer < 100_000) & (change > 1e-13 * q) & (q >= 1e-300) & (q <= 1e30)
+
+    def one_layer(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        layer, previous, _ = state
+        q = sigma_w2 * _moments(activation, previous)[0] + sigma_b2
+        return layer + 1, q, jnp.abs(q - previous)
+
+    _, q, change = jax.lax.while_loop(moving, one_layer, (jnp.asarray(0), jnp.asarray(start), jnp.asarray(jnp.inf)))
+    return q, change
+
+
 def chi_1(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0) -> float:
-    r"""Returns the factor per layer on the mean square of a cotangent, $\chi_1 = \sigma_w^2\, \mathbb{E} f'(\sqrt{q^*} z)^2$."""
+    r"""Returns $\chi_1 = \sigma_w^2\, \mathbb{E} f'(\sqrt{q^*} z)^2$, the factor per layer on a squared cotangent."""
     q_star = fixed_point(activation, sigma_w2=sigma_w2, sigma_b2=sigma_b2)
     return sigma_w2 * mean_square_slope(activation, q_star)
 
 
 def depth_scale(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0) -> float:
-    r"""Returns $\xi = -1 / \ln \chi_1$: the layers over which a cotangent's mean square falls by $e$; negative where it grows.
+    r"""Returns $\xi = -1 / \ln \chi_1$: the layers over which a cotangent's mean square falls by $e$.
+
+    Negative where it grows.
 
     >>> round(depth_scale("tanh", sigma_w2=1.3, sigma_b2=0.05), 3)
     7.834
@@ -181,9 +200,9 @@ def depth_scale(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0) -> f
 def critical_weight_variance(activation: Any, *, sigma_b2: float = 0.0) -> float:
     r"""Returns the weight variance $\sigma_w^2$ on the critical line, where `chi_1` is 1, for a bias variance.
 
-    On the line both $\sigma_w^2 = 1 / \mathbb{E} f'^2$ and $q = \sigma_w^2\, \mathbb{E} f^2 + \sigma_b^2$ hold; this solves them for $q$ by
-    bisection. Raises `ValueError` for activations without a critical point at this bias variance, such as a
-    rectifier with biases or a sigmoid without.
+    On the line both $\sigma_w^2 = 1 / \mathbb{E} f'^2$ and $q = \sigma_w^2\, \mathbb{E} f^2 + \sigma_b^2$ hold; this
+    solves them for $q$ by bisection. Raises `ValueError` for activations without a critical point at this bias
+    variance, such as a rectifier with biases or a sigmoid without.
 
     >>> critical_weight_variance("relu")
     2.0
@@ -230,7 +249,7 @@ def preactivation_variances(network: Network, x: Float[ArrayLike, "batch *shape"
 
 @_in_float64
 def backward_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"]) -> Profile:
-    r"""Returns the predicted root mean square, over weights and batch, of $\|\partial y / \partial h_l\|_F$ as a `Profile`.
+    r"""Returns the predicted root mean square, over weights and batch, of $\|\partial y / \partial h_l\|_F$.
 
     Each layer multiplies the square by $\sigma_w^2\, \mathbb{E} f'^2$. Covers `Dense`, `Conv` and `Flatten`; raises
     `TypeError` for other layers (pooled values are neither Gaussian nor independent).
@@ -245,13 +264,13 @@ def backward_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"
 
 @_in_float64
 def forward_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"]) -> Profile:
-    r"""Returns the predicted root mean square of $\|\partial h_{l+1} / \partial x\|_F$ as a `Profile`; as above."""
+    r"""Returns the predicted root mean square of $\|\partial h_{l+1} / \partial x\|_F$; otherwise as above."""
     return _predicted(network, _forward(network, _check(network, x)), "each layer's output with respect to the input")
 
 
 @_in_float64
 def layer_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"]) -> Profile:
-    r"""Returns the predicted root mean square of $\|\partial h_{l+1} / \partial h_l\|_F$ as a `Profile`; as above."""
+    r"""Returns the predicted root mean square of $\|\partial h_{l+1} / \partial h_l\|_F$; otherwise as above."""
     return _predicted(network, _single(network, _check(network, x)), "each layer's output with respect to its input")
 
 
@@ -267,7 +286,7 @@ def _check(network: Network, x: Any) -> Array:
 
 def _mean_square_map(stage: Stage) -> Callable[[Array], Array]:
     """The stage's map A."""
-    layer = stage.layer
+    layer: Any = stage.layer
     if isinstance(layer, Flatten):
         return lambda m: m.reshape(len(m), -1).mean(axis=1, keepdims=True)
     moment = layer.init_scheme.second_moment(layer.weight_shape(stage.shape)) * stage.shape[-1]
@@ -309,9 +328,11 @@ def _backward(network: Network, x: Array) -> Array:
     for stage, (_, slope2) in reversed(list(zip(network.stages, _walk(network, x), strict=True))):
         like = jax.ShapeDtypeStruct((len(x), *_pixels(stage.shape)), jnp.float64)
         backward = jax.linear_transpose(_mean_square_map(stage), like)
-        carry, result = stage.scan(
-            lambda c, s2, back=backward: _log_total(back(s2 * c[0])[0], c[1]), carry, slope2, reverse=True
-        )
+
+        def step(carry: Any, slope2: Array, backward: Any = backward) -> Any:
+            return _log_total(backward(slope2 * carry[0])[0], carry[1])
+
+        carry, result = stage.scan(step, carry, slope2, reverse=True)
         results.append(result)
     return jnp.concatenate(results[::-1])
 
@@ -324,9 +345,11 @@ def _forward(network: Network, x: Array) -> Array:
     results = []
     for stage, (_, slope2) in zip(network.stages, _walk(network, x), strict=True):
         forward, widening = _mean_square_map(stage), stage.layer.output_shape(stage.shape)[-1] / stage.shape[-1]
-        carry, result = stage.scan(
-            lambda c, s2, go=forward, k=widening: _log_total(k * s2 * go(c[0]), c[1]), carry, slope2
-        )
+
+        def step(carry: Any, slope2: Array, forward: Any = forward, widening: float = widening) -> Any:
+            return _log_total(widening * slope2 * forward(carry[0]), carry[1])
+
+        carry, result = stage.scan(step, carry, slope2)
         results.append(result)
     return jnp.concatenate(results)
 
@@ -343,7 +366,7 @@ def _single(network: Network, x: Array) -> Array:
 
 
 def _log_total(energy: Array, log_scale: Array) -> tuple[tuple[Array, Array], Array]:
-    """The energies divided by each example's total, and the log of the total so far, as the next carry and as a result."""
+    """The next carry, energies divided by each example's total and the log of the totals so far; and that log."""
     total = energy.reshape(len(energy), -1).sum(axis=1)
     log_scale = log_scale + jnp.log(total)
     return (energy / total.reshape(-1, *[1] * (energy.ndim - 1)), log_scale), log_scale

@@ -43,7 +43,10 @@ class Stage:
     def scan(
         self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, *, reverse: bool = False
     ) -> tuple[Any, Any]:
-        """Returns `lax.scan` of `step` over the stage's layers; a single layer is called, as it may change the carry's shape."""
+        """Returns `lax.scan` of `step` over the stage's layers.
+
+        A single layer is called without a scan, for it may change the carry's shape.
+        """
         if self.repeats > 1:
             return lax.scan(step, carry, xs, length=self.repeats, reverse=reverse)
         carry, result = step(carry, jax.tree.map(lambda leaf: leaf[0], xs))
@@ -97,7 +100,7 @@ class Network:
         """Returns the last carry and, per stage, the stacked second results of `step(layer, layer_params, carry)`."""
         collected = []
         for stage, stage_params in zip(self.stages, params, strict=True):
-            h, results = stage.scan(lambda carry, p, layer=stage.layer: step(layer, p, carry), h, stage_params)
+            h, results = stage.scan(partial(_per_layer, step, stage.layer), h, stage_params)
             collected.append(results)
         return h, collected
 
@@ -127,11 +130,15 @@ class Network:
         return measurable_input(x, self.input_shape, dtype)
 
 
+def _per_layer(step: Callable[..., tuple[Array, Any]], layer: Layer, h: Array, params: Any) -> tuple[Array, Any]:
+    return step(layer, params, h)
+
+
 def _wait_for(params: list[dict[str, Array]], key: PRNGKeyArray) -> PRNGKeyArray:
     """A key that depends on the parameters drawn so far, in form but not in value.
 
-    It makes stages be drawn one after the other. XLA's CPU back end deadlocks on two independent QR factorisations in one
-    program, which is what orthogonal schemes ask for under `vmap` (seen with jaxlib 0.10.2 on two cores).
+    It makes stages be drawn one after the other. XLA's CPU back end deadlocks on two independent QR factorisations in
+    one program, which is what orthogonal schemes ask for under `vmap` (seen with jaxlib 0.10.2 on two cores).
     """
     leaves = jax.tree.leaves(params)
     return jax.random.fold_in(key, jnp.isnan(leaves[-1]).any()) if leaves else key
@@ -231,7 +238,8 @@ def cnn(
 def _hidden(argument: str, widths: Sequence[int]) -> list[int]:
     if isinstance(widths, int):
         raise TypeError(
-            f"{argument}={widths!r} is one number; accepted is a sequence with one entry per layer, e.g. [{widths}] * 10."
+            f"{argument}={widths!r} is one number; accepted is a sequence with one entry per layer, "
+            f"such as [{widths}] * 10."
         )
     if not len(widths):
         raise ValueError(f"{argument}={widths!r} makes a network of depth 0; accepted is at least one hidden layer.")

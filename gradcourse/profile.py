@@ -15,8 +15,9 @@ from math import log10
 
 import jax
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int
-from numpy.typing import NDArray
+from jaxtyping import ArrayLike as Arrays
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["Profile"]
 
@@ -35,9 +36,9 @@ class Profile:
     - `quantity`: what was measured or predicted.
     """
 
-    exponent: Int[ArrayLike, "*sample layer"]
-    fraction: Float[ArrayLike, "*sample layer"]
-    standard_error: Float[ArrayLike, "*sample layer"]
+    exponent: Int[Arrays, "*sample layer"]
+    fraction: Float[Arrays, "*sample layer"]
+    standard_error: Float[Arrays, "*sample layer"]
     layers: tuple[str, ...] = field(metadata={"static": True})
     quantity: str = field(metadata={"static": True})
 
@@ -62,7 +63,8 @@ class Profile:
             return (np.asarray(self.exponent, np.float64) + np.asarray(self.fraction, np.float64)) * LOG10_OF_2
         except jax.errors.TracerArrayConversionError:
             raise TypeError(
-                "log10_norm was read inside jit or vmap, where numbers are not known yet; return the Profile and read it outside."
+                "log10_norm was read inside jit or vmap, where numbers are not known yet; "
+                "return the Profile and read it outside."
             ) from None
 
     @property
@@ -103,8 +105,8 @@ class Profile:
     def slope(self, first: int = 0, last: int | None = None) -> tuple[float, float]:
         """Returns the slope over layers `first` to `last` in decades per layer, and its standard error.
 
-        Negative: the norm shrinks with the layer index. A least-squares line per sample; the error is taken over samples and is NaN if there is
-        only one.
+        Negative: the norm shrinks with the layer index. A least-squares line per sample; the error is taken over
+        samples and is NaN if there is only one.
 
         >>> layers = tuple(f"{i} dense" for i in range(4))
         >>> Profile.from_log10([[-3, -2, -1, 0], [-6, -4, -2, 0]], layers=layers, quantity="norm").slope()
@@ -124,7 +126,10 @@ class Profile:
         return float(slopes.mean()), float(error)
 
     def layers_to_lose(self, factor: float) -> NDArray[np.float64]:
-        """Returns how many layers below the last one the norm has first fallen by `factor`, `(*sample,)`; NaN if it never does."""
+        """Returns how many layers below the last one the norm has first fallen by `factor`, `(*sample,)`.
+
+        NaN where it never does.
+        """
         if not factor > 1:
             raise ValueError(f"factor={factor!r} is accepted above 1, such as 1e6.")
         lost = self.log10_norm[..., -1:] - self.log10_norm[..., ::-1] >= log10(factor)
@@ -133,7 +138,7 @@ class Profile:
     def _samples(self) -> NDArray[np.float64]:
         if np.ndim(self.exponent) < 2:
             raise ValueError(
-                f"this profile holds one sample; averaging needs a leading sample axis, e.g. from jax.vmap over keys."
+                "this profile holds one sample; averaging needs a leading sample axis, e.g. from jax.vmap over keys."
             )
         return self.log10_norm
 
