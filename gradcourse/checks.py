@@ -75,7 +75,7 @@ def measurable_input(x: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     ...
     ValueError: x has shape (5, 3); accepted is (batch, 4). Its last axes must be the network's input_shape.
     """
-    x = jnp.asarray(x)
+    x, dtype = jnp.asarray(x), jnp.dtype(dtype)
     expected = "(batch, " + ", ".join(str(size) for size in shape) + ")"
     if x.ndim != len(shape) + 1:
         hint = " One example? Write x[None]." if x.shape == shape else ""

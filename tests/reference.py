@@ -1,0 +1,120 @@
+"""The tests' referee: networks unrolled in plain NumPy float64, with every layer's Jacobian as a dense matrix.
+
+Nothing here is fast or shared with the package but the activations' own functions, differentiated by autodiff.
+"""
+
+from itertools import product
+from math import prod
+
+import jax
+import numpy as np
+
+from gradcourse.layers import AvgPool, Conv, Dense, Flatten, MaxPool
+
+
+def unrolled(network, params):
+    """Returns one `(layer, its parameters, its input shape)` per layer."""
+    return [
+        (stage.layer, {name: np.asarray(leaf[index], np.float64) for name, leaf in stage_params.items()}, stage.shape)
+        for stage, stage_params in zip(network.stages, params, strict=True)
+        for index in range(stage.repeats)
+    ]
+
+
+def convolution_matrix(kernel, shape, stride, padding):
+    """Returns the matrix, `(output entry, input entry)`, of a convolution of images of `shape`."""
+    size, channels = kernel.shape[0], kernel.shape[3]
+    if padding == "VALID":
+        out, low = [(side - size) // stride + 1 for side in shape[:2]], [0, 0]
+    else:
+        out = [-(-side // stride) for side in shape[:2]]
+        low = [max((o - 1) * stride + size - side, 0) // 2 for o, side in zip(out, shape[:2], strict=True)]
+    matrix = np.zeros((*out, channels, *shape))
+    for row, column, a, b in product(range(out[0]), range(out[1]), range(size), range(size)):
+        y, x = row * stride + a - low[0], column * stride + b - low[1]
+        if padding == "CIRCULAR":
+            y, x = y % shape[0], x % shape[1]
+        if 0 <= y < shape[0] and 0 <= x < shape[1]:
+            matrix[row, column, :, y, x, :] += kernel[a, b].T
+    return matrix.reshape(prod(out) * channels, prod(shape))
+
+
+def pooling_matrix(layer, h):
+    """Returns the matrix of a pooling layer at the image `h`."""
+    stride, out = layer.stride, layer.output_shape(h.shape)
+    matrix = np.zeros((*out, *h.shape))
+    for row, column, channel in product(*map(range, out)):
+        window = np.s_[row * stride : row * stride + layer.size, column * stride : column * stride + layer.size]
+        if isinstance(layer, AvgPool):
+            matrix[row, column, channel][*window, channel] = 1 / layer.size**2
+        else:
+            y, x = np.unravel_index(np.argmax(h[*window, channel]), (layer.size, layer.size))
+            matrix[row, column, channel, row * stride + y, column * stride + x, channel] = 1
+    return matrix.reshape(prod(out), h.size)
+
+
+def differentiate(layer, params, h):
+    """Returns the output, the linear map's matrix and the slopes, all flat, of one layer at one input `h`."""
+    if isinstance(layer, Flatten):
+        return h.ravel(), np.eye(h.size), np.ones(h.size)
+    if isinstance(layer, AvgPool | MaxPool):
+        matrix = pooling_matrix(layer, h)
+        return matrix @ h.ravel(), matrix, np.ones(len(matrix))
+    if isinstance(layer, Dense):
+        matrix = params["weight"].T
+    elif isinstance(layer, Conv):
+        matrix = convolution_matrix(params["weight"], h.shape, layer.stride, layer.padding)
+    s = matrix @ h.ravel() + np.tile(params["bias"], len(matrix) // len(params["bias"]))
+    with jax.enable_x64(True):
+        function = layer.activation.function
+        return np.asarray(function(s)), matrix, np.asarray(jax.vmap(jax.grad(function))(s))
+
+
+def jacobians(network, params, x):
+    """Returns per example the layers' `(matrix, slopes)` pairs: `J_l = diag(slopes) @ matrix`."""
+    examples = []
+    for h in np.asarray(x, np.float64):
+        pairs = []
+        for layer, layer_params, shape in unrolled(network, params):
+            h, matrix, slopes = differentiate(layer, layer_params, h.reshape(shape))
+            pairs.append((matrix, slopes))
+        examples.append(pairs)
+    return examples
+
+
+def log10_norms(network, params, x):
+    """Returns the log10 Frobenius norms, `(batch, layer)`, by name: backward, forward, layer and middle.
+
+    `middle` is the output's Jacobian with respect to each pre-activation. Products are rescaled as they grow.
+    """
+    result = {"backward": [], "forward": [], "layer": [], "middle": []}
+    for pairs in jacobians(network, params, x):
+        layer = [np.linalg.norm(slopes[:, None] * matrix) for matrix, slopes in pairs]
+        backward, middle = [], []
+        v, scale = np.eye(len(pairs[-1][1])), 0.0
+        for matrix, slopes in reversed(pairs):
+            v = v * slopes
+            middle.append(scale + np.log10(np.linalg.norm(v)))
+            v = v @ matrix
+            v, scale = v / np.linalg.norm(v), scale + np.log10(np.linalg.norm(v))
+            backward.append(scale)
+        forward = []
+        v, scale = np.eye(pairs[0][0].shape[1]), 0.0
+        for matrix, slopes in pairs:
+            v = slopes[:, None] * (matrix @ v)
+            v, scale = v / np.linalg.norm(v), scale + np.log10(np.linalg.norm(v))
+            forward.append(scale)
+        for name, values in zip(result, (backward[::-1], forward, np.log10(layer), middle[::-1]), strict=True):
+            result[name].append(values)
+    return {name: np.array(values) for name, values in result.items()}
+
+
+def root_mean_square(log_norms):
+    """Returns the log10 root mean square over the first axis."""
+    peak = log_norms.max(axis=0)
+    return peak + np.log10((10 ** (2 * (log_norms - peak))).mean(axis=0)) / 2
+
+
+def in_float64(tree):
+    """Returns the arrays of `tree` in float64; call it under `jax.enable_x64`."""
+    return jax.tree.map(lambda leaf: leaf.astype("float64"), tree)
