@@ -17,10 +17,12 @@ The normal schemes are plain normal, as in the papers, where jax's own defaults 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers as jax_initializers
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -64,6 +66,7 @@ class Initializer:
         positive_number("scale", self.scale)
         positive_number("sigma_b", self.sigma_b, zero=True)
 
+    @partial(jax.jit, static_argnums=(0, 1))
     def weights(self, shape: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "*shape"]:
         """Returns weights of `shape`, `(in, out)` for dense and `(height, width, in, out)` for convolutions.
 
@@ -85,6 +88,8 @@ class Initializer:
 
     def biases(self, shape: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "*shape"]:
         """Returns biases of `shape`, drawn from N(0, sigma_b**2)."""
+        if self.sigma_b == 0:
+            return jnp.zeros(shape)
         return self.sigma_b * jax.random.normal(key, shape)
 
     def second_moment(self, shape: tuple[int, ...]) -> float | np.ndarray:

@@ -40,6 +40,11 @@ class Layer:
 
     kind: ClassVar[str] = "layer"
 
+    @property
+    def draws_by_qr(self) -> bool:
+        """Whether `init` factorises matrices, which has to be done one at a time (see `gradcourse.networks`)."""
+        return False
+
     def output_shape(self, shape: Shape) -> Shape:
         """Returns the shape of one output for one input of `shape`; raises `ValueError` where that does not fit."""
         raise TypeError(f"{type(self).__name__} is no complete layer: give it output_shape(shape).")
@@ -76,6 +81,11 @@ class _Affine(Layer):
 
     activation: Activation
     init_scheme: Initializer
+
+    @property
+    def draws_by_qr(self) -> bool:
+        """True for the orthogonal schemes."""
+        return self.init_scheme.name in ("orthogonal", "delta_orthogonal")
 
     def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the pre-activation `s`."""

@@ -80,13 +80,14 @@ class Network:
         kinds = (stage.layer.kind for stage in self.stages for _ in range(stage.repeats))
         return tuple(f"{index} {kind}" for index, kind in enumerate(kinds))
 
-    @partial(jax.jit, static_argnums=0)
     def init(self, *, key: PRNGKeyArray) -> Params:
         """Returns fresh parameters: per stage a dictionary of arrays with a leading axis `repeats`."""
         params: list[dict[str, Array]] = []
         for stage, stage_key in zip(self.stages, jax.random.split(key, len(self.stages)), strict=True):
+            if stage.layer.draws_by_qr:
+                stage_key = _wait_for(params, stage_key)
             init = partial(_init_layer, stage.layer, stage.shape)
-            params.append(jax.vmap(init)(jax.random.split(_wait_for(params, stage_key), stage.repeats)))
+            params.append(jax.vmap(init)(jax.random.split(stage_key, stage.repeats)))
         return tuple(params)
 
     @partial(jax.jit, static_argnums=0)
@@ -165,7 +166,7 @@ def _first_nonfinite_layer(network: Network, params: Params) -> Array:
     return jnp.argmax(jnp.concatenate([*flags, jnp.ones(1, bool)]))
 
 
-def sequential(input_shape: Shape, layers: Sequence[Layer]) -> Network:
+def sequential(input_shape: int | Shape, layers: Sequence[Layer]) -> Network:
     """Returns the network that applies `layers` in order to inputs of `input_shape`.
 
     Equal neighbours of equal shape become one scanned stage. Raises `ValueError` where there is no layer or one does

@@ -84,7 +84,8 @@ class Profile:
         """
         values = self._samples()
         count = len(values)
-        error = values.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full(values.shape[1:], np.nan)
+        with np.errstate(invalid="ignore"):  # the spread of exact zeros is not a number
+            error = values.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full(values.shape[1:], np.nan)
         return self._like(values.mean(axis=0), error)
 
     def root_mean_square(self) -> "Profile":
@@ -102,18 +103,14 @@ class Profile:
             error = spread / np.sqrt(len(values)) / mean / (2 * np.log(10))
         return self._like(log_norm, error)
 
-    def slope(self, first: int = 0, last: int | None = None) -> tuple[float, float]:
-        """Returns the slope over layers `first` to `last` in decades per layer, and its standard error.
+    def slopes(self, first: int = 0, last: int | None = None) -> NDArray[np.float64]:
+        """Returns each sample's slope over layers `first` to `last`, in decades per layer, `(*sample,)`.
 
-        Negative: the norm shrinks with the layer index. A least-squares line per sample; the error is taken over
-        samples and is NaN if there is only one.
-
-        >>> layers = tuple(f"{i} dense" for i in range(4))
-        >>> Profile.from_log10([[-3, -2, -1, 0], [-6, -4, -2, 0]], layers=layers, quantity="norm").slope()
-        (1.5, 0.5)
+        It is that of the least-squares line. Negative: the norm shrinks with the layer index. Raises `ValueError` for
+        fewer than two layers and where a norm is exactly zero.
         """
         stop = self.depth if last is None else last + 1
-        values = np.atleast_2d(self.log10_norm)[..., first:stop]
+        values = self.log10_norm[..., first:stop]
         if values.shape[-1] < 2:
             raise ValueError(
                 f"slope from layer {first} to {stop - 1} of {self.depth} has fewer than two layers to join."
@@ -121,19 +118,36 @@ class Profile:
         if not np.isfinite(values).all():
             raise ValueError("slope meets a norm that is exactly zero or not finite; choose first and last around it.")
         index = np.arange(values.shape[-1]) - (values.shape[-1] - 1) / 2
-        slopes = (values @ index / (index @ index)).ravel()
+        return np.asarray(values @ index / (index @ index))
+
+    def slope(self, first: int = 0, last: int | None = None) -> tuple[float, float]:
+        """Returns the mean of `slopes` and its standard error over samples, NaN if there is only one.
+
+        >>> layers = tuple(f"{i} dense" for i in range(4))
+        >>> Profile.from_log10([[-3, -2, -1, 0], [-6, -4, -2, 0]], layers=layers, quantity="norm").slope()
+        (1.5, 0.5)
+        """
+        slopes = self.slopes(first, last)
         error = slopes.std(ddof=1) / np.sqrt(slopes.size) if slopes.size > 1 else np.nan
         return float(slopes.mean()), float(error)
 
     def layers_to_lose(self, factor: float) -> NDArray[np.float64]:
-        """Returns how many layers below the last one the norm has first fallen by `factor`, `(*sample,)`.
+        """Returns how many layers before the last one the norm has first fallen by `factor`, `(*sample,)`.
 
-        NaN where it never does.
+        Between two layers the log norm is interpolated. NaN where the norm never falls so far.
+
+        >>> layers = tuple(f"{i} dense" for i in range(4))
+        >>> Profile.from_log10([-6, -4, -2, 0], layers=layers, quantity="norm").layers_to_lose(1e3)
+        array(1.5)
         """
         if not factor > 1:
             raise ValueError(f"factor={factor!r} is accepted above 1, such as 1e6.")
-        lost = self.log10_norm[..., -1:] - self.log10_norm[..., ::-1] >= log10(factor)
-        return np.where(lost.any(axis=-1), lost.argmax(axis=-1), np.nan)
+        lost = self.log10_norm[..., -1:] - self.log10_norm[..., ::-1]
+        after = (lost >= log10(factor)).argmax(axis=-1)[..., None]  # 0 where it is never lost: nothing is lost there
+        above, below = (np.take_along_axis(lost, index, axis=-1) for index in (np.maximum(after - 1, 0), after))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            depth = after - (below - log10(factor)) / (below - above)
+        return np.where(after == 0, np.nan, depth)[..., 0]
 
     def _samples(self) -> NDArray[np.float64]:
         if np.ndim(self.exponent) < 2:

@@ -145,3 +145,7 @@ def test_numbers_that_prose_claims(markdown: str, numbers: list[str]) -> None:
 def test_numbers_that_outputs_support(written: str, printed: str, is_supported: bool) -> None:
     (number,) = numbers_in_prose.claimed(written)
     assert numbers_in_prose.supported(number, numbers_in_prose.parse(printed)) is is_supported
+
+
+def test_the_cover_is_a_figure_of_the_book() -> None:
+    assert (guard.ROOT / guard.COVER).read_bytes() == guard.figure(guard.COVER_FIGURE)

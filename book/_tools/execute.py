@@ -105,6 +105,7 @@ def main(chapter: str = "") -> None:
     for path in chosen:
         execute(path)
         print(f"{path.relative_to(guard.ROOT)}: done", flush=True)
+    (guard.ROOT / guard.COVER).write_bytes(guard.figure(guard.COVER_FIGURE))
 
 
 if __name__ == "__main__":

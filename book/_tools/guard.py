@@ -6,6 +6,7 @@ parts of a chapter are there; and every number in the prose is one that a cell o
 (what counts as a number is said in `numbers_in_prose.py`).
 """
 
+import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ import numbers_in_prose
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# The picture in the preface and in the README is a figure of the book.
+COVER, COVER_FIGURE = "book/_static/cover.png", "fig-relu"
 
 MAX_BYTES = 1_500_000
 MAX_LINES = 30
@@ -81,6 +85,15 @@ def label(cell: Cell) -> str:
 def pictures(outputs: list[Any]) -> list[Any]:
     """Those of a cell's outputs that are pictures."""
     return [output for output in outputs if any(m.startswith("image/") for m in output.get("data", {}))]
+
+
+def figure(name: str, root: Path = ROOT) -> bytes:
+    """The stored picture of the figure of that name, in whichever chapter has it."""
+    for path in chapters(root):
+        for cell in code_cells(read(path)):
+            if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
+                return base64.b64decode(pictures(cell.outputs)[0].data["image/png"])
+    raise LookupError(f"no chapter has a figure named {name!r}")
 
 
 # ---- the stored state
