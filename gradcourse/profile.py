@@ -146,7 +146,8 @@ class Profile:
         after = (lost >= log10(factor)).argmax(axis=-1)[..., None]  # 0 where it is never lost: nothing is lost there
         above, below = (np.take_along_axis(lost, index, axis=-1) for index in (np.maximum(after - 1, 0), after))
         with np.errstate(divide="ignore", invalid="ignore"):
-            depth = after - (below - log10(factor)) / (below - above)
+            part = np.where(np.isinf(below), 0, (below - log10(factor)) / (below - above))  # no line to an exact zero
+        depth = after - part
         return np.where(after == 0, np.nan, depth)[..., 0]
 
     def _samples(self) -> NDArray[np.float64]:

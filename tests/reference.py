@@ -7,6 +7,7 @@ from itertools import product
 from math import prod
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradcourse.layers import AvgPool, Conv, Dense, Flatten, MaxPool
@@ -67,7 +68,7 @@ def differentiate(layer, params, h):
     s = matrix @ h.ravel() + np.tile(params["bias"], len(matrix) // len(params["bias"]))
     with jax.enable_x64(True):
         function = layer.activation.function
-        return np.asarray(function(s)), matrix, np.asarray(jax.vmap(jax.grad(function))(s))
+        return np.asarray(function(jnp.asarray(s))), matrix, np.asarray(jax.vmap(jax.grad(function))(jnp.asarray(s)))
 
 
 def jacobians(network, params, x):
