@@ -54,6 +54,7 @@ notebooks: $(STAMP)
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format .
+	@$(BIN)/ruff format --line-length 76 book/*.ipynb
 
 # Resolved in an environment of its own; appnope is what IPython asks for on macOS only.
 constraints:

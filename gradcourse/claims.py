@@ -13,7 +13,7 @@ A claim measured in several ways is supported, or refuted, if all of them agree,
 C10 supported: largest slope of the sigmoid 0.25 (supported if at most 0.25)
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 from typing import Any
@@ -111,6 +111,17 @@ class Table:
                 raise ValueError(
                     f"row {row!r} has {len(row)} entries; accepted are {len(self.headings)}, one per heading."
                 )
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Iterable[str]]) -> "Table":
+        """Returns the table with these columns, each under its heading.
+
+        >>> Table.from_columns({"layer": ["0", "1"], "norm": ["0.5", "1.0"]})
+        layer  norm
+        0      0.5
+        1      1.0
+        """
+        return cls(tuple(columns), zip(*columns.values(), strict=True))
 
     def __repr__(self) -> str:
         lines = [self.headings, *self.rows]

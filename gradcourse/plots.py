@@ -61,8 +61,8 @@ INK, MUTED = "#222222", "#5f5f5f"
 # their contrast on white was below 3 to 1.
 LOOK: dict[str, tuple[str, str]] = {
     "sigmoid": ("#d55e00", "o"),
-    "tanh": ("#0072b2", "s"),
-    "relu": ("#008f68", "^"),
+    "tanh": ("#2a5db0", "s"),
+    "relu": ("#009e73", "^"),
     "identity": ("#5f5f5f", "."),
     "softsign": ("#2b8fc9", "D"),
     "leaky_relu": ("#6f9900", "v"),
@@ -197,9 +197,7 @@ def slopes(names: Sequence[str], *, reach: float = 8.0, title: str = "") -> Figu
             panels[1].axhline(activation.derivative_bound, color=colour, linewidth=1, linestyle=(0, (4, 3)))
         for axes, words in zip(panels, ("$f(s)$", "$f'(s)$"), strict=True):
             axes.set(xlabel="pre-activation $s$", ylabel=words)
-        _finish(panels[0], title)
-        if len(names) < 2:
-            panels[0].get_legend().remove()
+        _finish(panels[0], title, legend=len(names) > 1)
     return figure
 
 
@@ -217,7 +215,7 @@ def gain_split(
     figure, panels = _panels(len(splits), sharey=True)
     with mpl.rc_context(STYLE):
         for axes, (label, split) in zip(panels, splits.items(), strict=True):
-            parts = (("weights", split.weights, LOOK["tanh"]), ("activation", split.activation, LOOK["sigmoid"]))
+            parts = (("weights", split.weights, _OTHERS[0]), ("activation", split.activation, _OTHERS[1]))
             for name, part, (colour, marker) in parts:
                 _Pen(colour, marker).points(axes, np.arange(part.depth), part.log10_norm, name)
             for (_, _, (colour, _)), level in zip(parts, (predicted or {}).get(label, ()), strict=False):

@@ -68,7 +68,8 @@ def _unit_statistics(network: Network, params: Params, x: Array, tail: _ArrayLik
         return h_next, (_root_mean_square(s), h_next.mean(), jnp.square(slope).mean(), saturated.mean())
 
     _, collected = network.scan(step, params, x)
-    return UnitStatistics(*(jnp.concatenate(parts) for parts in zip(*collected, strict=True)), network.layer_names)
+    deviation, mean, mean_square_slope, saturated = (jnp.concatenate(parts) for parts in zip(*collected, strict=True))
+    return UnitStatistics(deviation, mean, mean_square_slope, saturated, network.layer_names)
 
 
 def _root_mean_square(values: Array) -> Array:

@@ -23,6 +23,7 @@ COVER, COVER_FIGURE = "book/_static/cover.png", "fig-relu"
 
 MAX_BYTES = 1_500_000
 MAX_LINES = 30
+MAX_WIDTH = 76  # what fits the page
 MIN_ALT = 40
 MIN_EXERCISES = 3
 
@@ -135,6 +136,8 @@ def plain(notebook: Notebook) -> Iterator[str]:
         lines = len(cell.source.splitlines())
         if lines > MAX_LINES:
             yield f"{label(cell)}: {lines} lines of code, more than {MAX_LINES}; let the package do more"
+        if (width := max(map(len, cell.source.splitlines()), default=0)) > MAX_WIDTH:
+            yield f"{label(cell)}: a line of {width} characters, more than {MAX_WIDTH}; break it"
         if re.search(r"^\s*(import|from)\s+matplotlib|\bplt\.", cell.source, flags=re.MULTILINE):
             yield f"{label(cell)}: draws by hand; figures are functions of `gradcourse.plots`"
 

@@ -1,0 +1,143 @@
+"""The figures show the numbers they are given, in colours that every reader can tell apart."""
+
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from gradcourse import plots
+from gradcourse.activations import ACTIVATIONS
+from gradcourse.jacobians import log_gain_split
+from gradcourse.networks import mlp
+from gradcourse.profile import Profile
+from gradcourse.sweeps import over_seeds
+
+LAYERS = tuple(f"{layer} dense" for layer in range(4))
+MAIN = ("sigmoid", "tanh", "relu")
+
+# Linear-light simulation of full colour blindness of each kind: Machado, Oliveira & Fernandes 2009, severity 1.
+MACHADO = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def linear(colour: str) -> np.ndarray:
+    value = np.array(to_rgb(colour))
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def contrast_on_white(colour: str) -> float:
+    return 1.05 / (linear(colour) @ [0.2126, 0.7152, 0.0722] + 0.05)
+
+
+def lab(light: np.ndarray) -> np.ndarray:
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ np.clip(
+        light, 0, 1
+    )
+    f = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def profile(*rows: list[float]) -> Profile:
+    return Profile.from_log10(np.array(rows if len(rows) > 1 else rows[0]), layers=LAYERS, quantity="norm")
+
+
+def drawn(figure: plots.Figure, label: str) -> np.ndarray:
+    return next(line.get_ydata() for line in figure.axes[0].lines if line.get_label() == label)
+
+
+def test_every_activation_has_a_look_of_its_own() -> None:
+    assert set(plots.LOOK) == set(ACTIVATIONS)
+    assert len(set(plots.LOOK.values())) == len(plots.LOOK)
+    assert len({marker for _, marker in plots.LOOK.values()}) == len(plots.LOOK)
+
+
+@pytest.mark.parametrize("colour", [colour for colour, _ in plots.LOOK.values()] + [plots.INK, plots.MUTED])
+def test_colours_stand_out_from_paper(colour: str) -> None:
+    assert contrast_on_white(colour) >= 3
+
+
+def test_text_has_the_contrast_of_text() -> None:
+    for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color"):
+        assert contrast_on_white(plots.STYLE[key]) >= 4.5
+    assert contrast_on_white(plots.MUTED) >= 4.5
+
+
+@pytest.mark.parametrize("kind", MACHADO)
+def test_the_main_activations_are_told_apart_by_the_colour_blind(kind: str) -> None:
+    seen = {name: lab(np.array(MACHADO[kind]) @ linear(plots.LOOK[name][0])) for name in MAIN}
+    for one, other in combinations(MAIN, 2):
+        assert np.linalg.norm(seen[one] - seen[other]) > 15, (one, other)
+
+
+def test_a_profile_is_drawn_as_its_numbers() -> None:
+    figure = plots.profiles(
+        {"sigmoid": profile([-3.0, -2.0, -1.0, 0.0])}, {"sigmoid": profile([-3.5, -2.5, -1.0, 0.0])}
+    )
+    np.testing.assert_allclose(drawn(figure, "sigmoid"), [-3, -2, -1, 0], atol=1e-12)
+    assert any(
+        np.allclose(line.get_ydata(), [-3.5, -2.5, -1, 0]) for line in figure.axes[0].lines if len(line.get_ydata())
+    )
+
+
+def test_seeds_are_drawn_as_mean_and_full_range() -> None:
+    figure = plots.profiles(profile([-4.0, -2.0, -1.0, 0.0], [-2.0, -1.0, 0.0, 1.0]))
+    np.testing.assert_allclose(drawn(figure, "measured"), [-3, -1.5, -0.5, 0.5])
+    corners = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (corners.min(), corners.max()) == (-4, 1)
+
+
+def test_a_second_network_of_the_same_activation_is_drawn_hollow() -> None:
+    figure = plots.profiles({"relu, dense": profile([0.0] * 4), "relu, conv": profile([1.0] * 4)})
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["relu, dense"].get_color() == lines["relu, conv"].get_color()
+    assert lines["relu, conv"].get_markerfacecolor() == "white"
+
+
+def test_curves_draw_points_lines_and_marks() -> None:
+    figure = plots.curves(
+        np.array([1.0, 2.0]), {"tanh": np.array([3.0, 4.0])}, {"tanh": np.array([5.0, 6.0, 7.0])},
+        x_predicted=np.array([1.0, 1.5, 2.0]),
+        xlabel="x", ylabel="y", log="xy", mark={"here": 1.5},
+    )  # fmt: skip
+    axes = figure.axes[0]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    np.testing.assert_allclose(drawn(figure, "tanh"), [3, 4])
+    assert any(np.allclose(line.get_xdata(), 1.5) for line in axes.lines if len(line.get_xdata()) == 2)
+
+
+def test_slopes_show_function_derivative_and_bound() -> None:
+    figure = plots.slopes(["sigmoid"])
+    assert figure.axes[1].lines[0].get_ydata().max() == pytest.approx(0.25)
+    assert figure.axes[1].lines[1].get_ydata()[0] == 0.25
+
+
+def test_gain_split_draws_three_series_per_network() -> None:
+    network = mlp(4, [5, 5], 3)
+    split = over_seeds(log_gain_split, network, jnp.ones((2, 4)), seeds=3, key=jax.random.key(0))
+    figure = plots.gain_split({"sigmoid": split}, {"sigmoid": (-0.24, -0.61)})
+    np.testing.assert_allclose(drawn(figure, "both together"), split.total.log10_norm.mean(axis=0))
+    assert [label for label in (line.get_label() for line in figure.axes[0].lines) if not label.startswith("_")] == [
+        "weights",
+        "activation",
+        "both together",
+    ]
+
+
+def test_a_notebook_shows_a_sharp_picture_at_half_its_pixels() -> None:
+    data, shown = plots.images(np.zeros((2, 8, 8, 1)), [0, 1])._repr_png_()
+    assert data.startswith(b"\x89PNG")
+    width = int.from_bytes(data[16:20], "big")
+    assert abs(width - 2 * shown["width"]) <= 2
+
+
+def test_drawing_leaves_matplotlib_as_it_was() -> None:
+    before = dict(mpl.rcParams)
+    plots.slopes(["relu"])
+    assert dict(mpl.rcParams) == before

@@ -1,0 +1,71 @@
+"""Unit statistics against NumPy on an unrolled network, and against what a wide network must show."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gradcourse.initializers import gaussian
+from gradcourse.layers import Conv, Dense, Flatten
+from gradcourse.meanfield import mean_square_slope, preactivation_variances
+from gradcourse.networks import mlp, sequential
+from gradcourse.statistics import unit_statistics
+
+
+def test_dense_statistics_are_those_of_numpy() -> None:
+    network = mlp(6, [9, 9], 4, activation="sigmoid", init=gaussian(8.0, 0.5))
+    params = network.init(key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (11, 6))
+    found = unit_statistics(network, params, x)
+    h = np.asarray(x, np.float64)
+    for layer, (stage, index) in enumerate([(0, 0), (1, 0)]):
+        s = h @ np.asarray(params[stage]["weight"][index], np.float64) + np.asarray(params[stage]["bias"][index])
+        h = 1 / (1 + np.exp(-s))
+        slope = h * (1 - h)
+        np.testing.assert_allclose(found.deviation[layer], np.sqrt((s**2).mean()), rtol=1e-5)
+        np.testing.assert_allclose(found.mean[layer], h.mean(), rtol=1e-5)
+        np.testing.assert_allclose(found.mean_square_slope[layer], (slope**2).mean(), rtol=1e-5)
+        np.testing.assert_allclose(found.saturated[layer], (slope < 0.05 * 0.25).mean(), rtol=1e-5)
+        assert 0 < found.saturated[layer] < 1
+
+
+def test_a_convolution_counts_every_pixel_and_a_flatten_has_no_slope() -> None:
+    network = sequential((5, 5, 1), [Conv(3, "relu", init="he_normal"), Flatten(), Dense(2)])
+    x = jax.random.normal(jax.random.key(1), (4, 5, 5, 1))
+    found = unit_statistics(network, network.init(key=jax.random.key(0)), x)
+    assert 0.3 < found.saturated[0] < 0.7  # the silent half of a rectifier
+    assert found.saturated[0] == pytest.approx(1 - found.mean_square_slope[0])
+    assert np.isnan(found.mean_square_slope[1])
+
+
+def test_the_tail_decides_who_is_saturated() -> None:
+    network = mlp(5, [50], 2, activation="tanh", init=gaussian(2.0))
+    params, x = network.init(key=jax.random.key(0)), jax.random.normal(jax.random.key(1), (20, 5))
+    shares = [float(unit_statistics(network, params, x, tail=tail).saturated[0]) for tail in (0.01, 0.1, 0.5, 1.1)]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_a_wide_network_stands_where_theory_says() -> None:
+    network = mlp(64, [600] * 3, 2, activation="sigmoid", init=gaussian(5.0))
+    x = jax.random.normal(jax.random.key(1), (50, 64))
+    found = unit_statistics(network, network.init(key=jax.random.key(0)), x)
+    expected = preactivation_variances(network, x)
+    np.testing.assert_allclose(np.square(found.deviation[:3]), expected[:3], rtol=0.15)
+    slopes = [mean_square_slope("sigmoid", q) for q in expected[:3]]
+    np.testing.assert_allclose(found.mean_square_slope[:3], slopes, rtol=0.15)
+
+
+def test_seeds_are_a_leading_axis() -> None:
+    network, x = mlp(4, [6], 3), jnp.ones((2, 4))
+    keys = jax.random.split(jax.random.key(0), 5)
+    found = jax.vmap(lambda key: unit_statistics(network, network.init(key=key), x))(keys)
+    assert found.saturated.shape == (5, 2)
+
+
+@pytest.mark.usefixtures("no_runtime_typecheck")
+def test_bad_tail_is_refused() -> None:
+    network = mlp(4, [6], 3)
+    params = network.init(key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"tail=-1 is not accepted; give a finite number above zero"):
+        unit_statistics(network, params, jnp.ones((2, 4)), tail=-1)
