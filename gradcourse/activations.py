@@ -47,6 +47,9 @@ class Activation:
     kinks: tuple[float, ...] = ()
     source: str = ""
 
+    def __repr__(self) -> str:
+        return f"Activation({self.name!r})"
+
     def __call__(self, s: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
         """Returns `f(s)`, elementwise, in the shape of `s`."""
         return self.function(jnp.asarray(s))

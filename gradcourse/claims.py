@@ -24,7 +24,17 @@ from scipy.stats import t as student_t
 
 from gradcourse.checks import known_name
 
-__all__ = ["CLAIMS", "Claim", "Record", "Table", "interval", "overall_verdict", "record", "what_we_measured"]
+__all__ = [
+    "CLAIMS",
+    "Claim",
+    "Record",
+    "Table",
+    "estimate",
+    "interval",
+    "overall_verdict",
+    "record",
+    "what_we_measured",
+]
 
 RECORD_MIME = "application/vnd.gradcourse.record+json"
 VERDICTS = ("supported", "qualified", "refuted")
@@ -154,7 +164,7 @@ class Record:
         sentence = f"**{self.claim.id}** ({self.claim.who}): {self.claim.text}"
         return {
             "text/plain": repr(self),
-            "text/markdown": f"{sentence}\n\n{self.quantity}: **{self.measured}**. "
+            "text/markdown": f"{sentence}\n\nMeasured: {self.quantity} **{self.measured}**. "
             f"Verdict: **{self.verdict}** ({self.rule}).",
             RECORD_MIME: {
                 "claim": self.claim.id,
@@ -185,6 +195,16 @@ def interval(samples: ArrayLike) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def estimate(samples: ArrayLike, form: str = "z.3f") -> str:
+    """Returns the mean of the samples and its 95 % interval as text; `form` is the format of each number.
+
+    >>> estimate(np.array([0.84, 0.85, 0.86]), ".2f")
+    '0.85 [0.83, 0.87]'
+    """
+    mean, low, high = interval(samples)
+    return f"{mean:{form}}" if low == high else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
 def record(
     claim: str,
     quantity: str,
@@ -208,12 +228,11 @@ def record(
     low, high = supported_by
     if not low <= high:
         raise ValueError(f"supported_by={supported_by!r} is an empty range; accepted is (low, high) with low <= high.")
-    mean, start, end = interval(samples)
+    _, start, end = interval(samples)
     inside, outside = low <= start and end <= high, end < low or start > high
     if below is not None and np.max(samples) >= below:
         raise ValueError(f"below={below!r} is accepted above every sample; the largest is {np.max(samples):.3g}.")
-    bounds = "" if start == end else f" [{start:.{digits}f}, {end:.{digits}f}]"
-    measured = f"{mean:.{digits}f}{bounds}" if below is None else f"below {below:g}"
+    measured = estimate(samples, f"z.{digits}f") if below is None else f"below {below:g}"
     return Record(
         known[known_name("claim", claim, known)],
         quantity,
