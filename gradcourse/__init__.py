@@ -6,7 +6,7 @@
 >>> params = network.init(key=jax.random.key(0))
 >>> profile = gc.backward_jacobian_norms(network, params, data.x_train[:100])
 >>> print(f"{profile.log10_norm[0]:.1f}")  # the gradient that reaches the input, in decades
--42.1
+-42.2
 >>> print(profile.as_float32()[0] > 0)
 True
 """

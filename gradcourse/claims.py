@@ -9,7 +9,7 @@ is computed, by one rule for the whole course:
 
 A claim measured in several ways is supported, or refuted, if all of them agree, and qualified otherwise.
 
->>> record("C10", "largest slope of the sigmoid", 0.25, supported_by=(0, 0.25), digits=2)
+>>> record("C10", "largest slope of the sigmoid", 0.25, supported_by=(0.0, 0.25), digits=2)
 C10 supported: largest slope of the sigmoid 0.25 (supported if at most 0.25)
 """
 
@@ -182,7 +182,7 @@ def interval(samples: ArrayLike) -> tuple[float, float, float]:
     One sample, or a plain number, stands for an exact value: both ends are the value itself. Raises `ValueError` for
     samples that are missing or not finite.
 
-    >>> [round(value, 3) for value in interval([1.0, 2.0, 3.0])]
+    >>> [round(value, 3) for value in interval(np.array([1.0, 2.0, 3.0]))]
     [2.0, -0.484, 4.484]
     """
     values = np.asarray(samples, np.float64).ravel()
@@ -221,7 +221,7 @@ def record(
     between processors, `below` shows only that every sample is below it. Raises `ValueError` for an unknown claim, an
     empty range, or a sample that is not below `below`.
 
-    >>> record("C21", "decades lost per layer", [0.84, 0.85, 0.86], supported_by=(0.1, float("inf")), digits=2)
+    >>> record("C21", "decades lost per layer", np.array([0.84, 0.85, 0.86]), supported_by=(0.1, inf), digits=2)
     C21 supported: decades lost per layer 0.85 [0.83, 0.87] (supported if at least 0.1)
     """
     known = {entry.id: entry for entry in CLAIMS}

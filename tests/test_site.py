@@ -206,7 +206,8 @@ def test_page_fits_a_phone_and_can_be_read(site: Path, visit: Visitor, name: str
     page = visit.open((site / name).as_uri())
     theme = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light'")
     assert page.evaluate("document.documentElement.dataset.theme") == theme
-    # Folded solutions count too.
+    # Folded solutions count too; they would otherwise fade in while we look.
+    page.add_style_tag(content="* { animation: none !important; transition: none !important; }")
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     page.evaluate("document.querySelectorAll('.toggle-hidden').forEach(e => e.classList.remove('toggle-hidden'))")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
