@@ -3,11 +3,11 @@
 Nothing here is fast or shared with the package but the activations' own functions, differentiated by autodiff.
 """
 
+from functools import cache
 from itertools import product
 from math import prod
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradcourse.layers import AvgPool, Conv, Dense, Flatten, MaxPool
@@ -54,6 +54,18 @@ def pooling_matrix(layer, h):
     return matrix.reshape(prod(out), h.size)
 
 
+@cache
+def _compiled(activation):
+    return jax.jit(jax.vmap(jax.value_and_grad(activation.function)))
+
+
+def values_and_slopes(activation, s):
+    """Returns `f(s)` and `f'(s)` by autodiff; vectors are filled up to a few sizes, so that few are compiled."""
+    with jax.enable_x64(True):
+        filled = np.pad(s, (0, -len(s) % 64))
+        return tuple(np.asarray(part)[: len(s)] for part in _compiled(activation)(filled))
+
+
 def differentiate(layer, params, h):
     """Returns the output, the linear map's matrix and the slopes, all flat, of one layer at one input `h`."""
     if isinstance(layer, Flatten):
@@ -66,9 +78,8 @@ def differentiate(layer, params, h):
     elif isinstance(layer, Conv):
         matrix = convolution_matrix(params["weight"], h.shape, layer.stride, layer.padding)
     s = matrix @ h.ravel() + np.tile(params["bias"], len(matrix) // len(params["bias"]))
-    with jax.enable_x64(True):
-        function = layer.activation.function
-        return np.asarray(function(jnp.asarray(s))), matrix, np.asarray(jax.vmap(jax.grad(function))(jnp.asarray(s)))
+    values, slopes = values_and_slopes(layer.activation, s)
+    return values, matrix, slopes
 
 
 def jacobians(network, params, x):

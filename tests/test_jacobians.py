@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from gradcourse.jacobians import (
@@ -23,16 +23,20 @@ from gradcourse.networks import mlp, sequential
 
 MEASURES = {"backward": backward_jacobian_norms, "forward": forward_jacobian_norms, "layer": layer_jacobian_norms}
 every_measure = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
-ALIVE = ["identity", "sigmoid", "tanh", "gelu", "softplus", "leaky_relu", "elu", "softsign"]  # never of slope 0
+# An example compiles three sweeps, so there are few of them, and a failing one is not shrunk.
+few_examples = settings(max_examples=4, phases=[Phase.explicit, Phase.generate])
+# Their slopes are never exactly 0. Autodiff, the referee, keeps ten digits of them where arguments stay below 8 or so.
+ALIVE = ["identity", "sigmoid", "tanh", "gelu", "softplus", "leaky_relu", "elu", "softsign"]
 
 
-def drawn(network, seed=0, batch=3, gain=1.5):
-    """Random parameters, biases too, of weight variance `gain**2`, and a batch for `network`; all of them float32."""
+def drawn(network, seed=0, batch=3, gain=1.0):
+    """Random weights of variance `gain**2 / fan_in`, small random biases, and a batch for `network`, in float32."""
     generator = np.random.default_rng(seed)
 
     def one(leaf):
-        fan_in = np.prod(leaf.shape[1:-1])  # a stage's axes, save the layers' and the channels out
-        return jnp.asarray(gain * generator.normal(size=leaf.shape) / np.sqrt(fan_in), jnp.float32)
+        _, *fan_in, _ = leaf.shape
+        scale = gain / np.sqrt(np.prod(fan_in)) if fan_in else 0.2
+        return jnp.asarray(scale * generator.normal(size=leaf.shape), jnp.float32)
 
     shapes = jax.eval_shape(lambda: network.init(key=jax.random.key(0)))
     x = generator.normal(size=(batch, *network.input_shape))
@@ -52,12 +56,12 @@ def agrees_with_dense_jacobians(network, seed, gain):
     np.testing.assert_allclose(averaged, reference.root_mean_square(expected["backward"]), rtol=0, atol=1e-10)
 
 
-@settings(max_examples=4)
+@few_examples
 @given(
-    widths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    widths=st.lists(st.integers(1, 5), min_size=1, max_size=3),
     repeats=st.integers(1, 3),
     activation=st.sampled_from(ALIVE),
-    gain=st.floats(0.1, 3),
+    gain=st.floats(0.1, 1),
     seed=st.integers(0, 1000),
 )
 def test_random_dense_networks_agree_with_dense_jacobians(widths, repeats, activation, gain, seed):
@@ -67,9 +71,9 @@ def test_random_dense_networks_agree_with_dense_jacobians(widths, repeats, activ
 
 @st.composite
 def image_layers(draw):
-    """Up to four random convolutions and pools, as the arguments they are made with."""
+    """Up to three random convolutions and pools, as the arguments they are made with."""
     layers = []
-    for _ in range(draw(st.integers(1, 4))):
+    for _ in range(draw(st.integers(1, 3))):
         if draw(st.integers(0, 3)) == 0:
             layers.append((draw(st.sampled_from([MaxPool, AvgPool])), (2, draw(st.integers(1, 2))), {}))
             continue
@@ -82,8 +86,8 @@ def image_layers(draw):
     return layers
 
 
-@settings(max_examples=4)
-@given(image_layers(), st.floats(0.1, 3), st.integers(0, 1000))
+@few_examples
+@given(image_layers(), st.floats(0.1, 1), st.integers(0, 1000))
 def test_random_convolutional_networks_agree_with_dense_jacobians(arguments, gain, seed):
     layers, shape = [], (6, 5, 2)
     for make, args, options in arguments:
