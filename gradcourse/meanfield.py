@@ -194,37 +194,43 @@ def depth_scale(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0) -> f
     7.834
     """
     log_chi = log(chi_1(activation, sigma_w2=sigma_w2, sigma_b2=sigma_b2))
-    return -1 / log_chi if log_chi else float("inf")
+    return -1 / log_chi if abs(log_chi) > 1e-12 else float("inf")  # 1e-12: what rounding leaves of 0
 
 
 def critical_weight_variance(activation: Any, *, sigma_b2: float = 0.0) -> float:
     r"""Returns the weight variance $\sigma_w^2$ on the critical line, where `chi_1` is 1, for a bias variance.
 
     On the line both $\sigma_w^2 = 1 / \mathbb{E} f'^2$ and $q = \sigma_w^2\, \mathbb{E} f^2 + \sigma_b^2$ hold; this
-    solves them for $q$ by bisection. Raises `ValueError` for activations without a critical point at this bias
-    variance, such as a rectifier with biases or a sigmoid without.
+    solves them for $q$ by bisection. Raises `ValueError` where they have no solution (a rectifier with biases,
+    softplus) or one from which the variance runs away (gelu or silu with small biases).
 
     >>> critical_weight_variance("relu")
     2.0
+    >>> round(critical_weight_variance("sigmoid"), 2)
+    103.01
     """
     positive_number("sigma_b2", sigma_b2, zero=True)
 
     def excess(q: float) -> float:
         return mean_square(activation, q) / mean_square_slope(activation, q) + sigma_b2 - q
 
-    low, high = 1e-12, 1e4
-    if abs(excess(low)) < 1e-9 * low:  # q_star = 0 (or any q, for scale-free functions) lies on the line
-        return round(1 / mean_square_slope(activation, low), 9)
-    if excess(low) * excess(high) > 0:
-        raise ValueError(
-            f"sigma_b2={sigma_b2!r} gives {resolve(activation).name} no critical weight variance; accepted are "
-            "activations that vanish at 0 and are steepest there (tanh, erf, hard_tanh, ...), or scale-free ones "
-            "(relu, leaky_relu, identity) with sigma_b2=0."
-        )
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-    return 1 / mean_square_slope(activation, (low + high) / 2)
+    low, high = 1e-24, 1e4
+    at_low = excess(low)
+    at_zero = abs(at_low) < 1e-9 * low  # q_star = 0 (or any q, for scale-free functions) lies on the line
+    if at_zero or at_low > 0 > excess(high):
+        for _ in range(0 if at_zero else 200):
+            middle = (low + high) / 2
+            low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+        q = low
+        sigma_w2 = round(1 / mean_square_slope(activation, q), 13)
+        above = max(1.01 * q, 0.01)
+        if variance_map(activation, above, sigma_w2=sigma_w2, sigma_b2=sigma_b2) <= above * (1 + 1e-9):
+            return sigma_w2
+    raise ValueError(
+        f"sigma_b2={sigma_b2!r} gives {resolve(activation).name} no critical weight variance at which the variance "
+        "settles; accepted are activations that saturate (tanh, erf, sigmoid, ...) at any sigma_b2, and scale-free "
+        "ones (relu, leaky_relu, identity) at sigma_b2=0."
+    )
 
 
 # Predictions for a network. Every layer has one linear map A on mean squares per pixel, `(batch, 1)` for vectors and
@@ -360,7 +366,7 @@ def _single(network: Network, x: Array) -> Array:
     results = []
     for stage, (_, slope2) in zip(network.stages, _walk(network, x), strict=True):
         rows = _mean_square_map(stage)(jnp.ones((len(x), *_pixels(stage.shape))))
-        squares = stage.layer.output_shape(stage.shape)[-1] * slope2 * rows
+        squares = stage.layer.output_shape(stage.shape)[-1] * slope2 * rows[None]
         results.append(jnp.log(squares.reshape(*squares.shape[:2], -1).sum(axis=2)))
     return jnp.concatenate(results)
 
