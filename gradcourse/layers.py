@@ -230,7 +230,7 @@ class Conv(_Affine):
         """Returns the transposed convolution.
 
         At stride 1 that is itself a convolution, with the kernel turned by 180 degrees and its channels swapped. On a
-        CPU XLA runs it far faster than its own input-gradient (measured: 70 against 2 GFLOP/s).
+        CPU, XLA runs it much faster than its own input-gradient.
         """
         if self.stride > 1:
             like = jax.ShapeDtypeStruct((v.shape[0], *shape), v.dtype)

@@ -14,6 +14,7 @@ from gradcourse.activations import ACTIVATIONS
 from gradcourse.initializers import gaussian
 from gradcourse.layers import Conv, Dense, Flatten, MaxPool
 from gradcourse.networks import cnn, mlp, sequential
+from gradcourse.profile import Profile
 
 MEASURES = ["backward_jacobian_norms", "forward_jacobian_norms", "layer_jacobian_norms"]
 
@@ -263,11 +264,11 @@ def test_wide_random_networks_do_what_is_predicted(network):
     x = jax.random.normal(jax.random.key(1), (2, *network.input_shape))
     draw = jax.jit(lambda key: network.init(key=key))
     seeds = [draw(key) for key in jax.random.split(jax.random.key(0), 24)]
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
-    narrowness = sum(1 / np.prod(stage["weight"].shape[2:-1]) for stage in params if stage)  # of fan-ins, summed
+    narrowness = sum(1 / np.prod(stage["weight"].shape[2:-1]) for stage in seeds[0] if stage)  # of fan-ins, summed
     for name in MEASURES:
         measure, predict = getattr(jacobians, name), getattr(meanfield, name)
-        measured = jax.vmap(lambda one, measure=measure: measure(network, one, x))(params).root_mean_square()
+        norms = [measure(network, params, x).log10_norm for params in seeds]
+        measured = Profile.from_log10(norms, layers=network.layer_names, quantity=name).root_mean_square()
         prediction = predict(network, x)
         assert prediction.layers == measured.layers
         tolerance = 4 * measured.standard_error + 0.4 * narrowness  # theory is right to first order in 1/fan_in
