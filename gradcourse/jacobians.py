@@ -76,7 +76,7 @@ def backward_jacobian_norms(
     `x` is `(batch, *input_shape)`. With `average` the profile has one value per layer, the root mean square over the
     batch with its standard error; without, it is `(batch, layer)`. Cost: one forward pass and one backward pass per
     output entry. Raises `ValueError` or `TypeError` for parameters or inputs that do not fit or are not finite, and
-    `FloatingPointError` where activations overflow.
+    `FloatingPointError` where activations or products overflow.
 
     >>> from gradcourse.networks import mlp
     >>> network = mlp(4, [4, 4], 4, activation="identity", init="orthogonal")
@@ -274,7 +274,7 @@ def _finite(norms: Scaled) -> Scaled:
     """`norms` itself, unless one is not finite: from finite parameters and inputs that only comes by overflow."""
     if known_false(jnp.isfinite(norms.square).all()):
         raise FloatingPointError(
-            "the activations of this network overflow their floating-point range, so its Jacobian cannot be evaluated; "
+            "this network overflows its floating-point range, so its Jacobian cannot be evaluated; "
             "shrink the weights (init's scale), the depth or the input, or use a bounded activation."
         )
     return norms
