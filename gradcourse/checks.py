@@ -96,6 +96,11 @@ def measurable_input(x: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return x
 
 
+def traced(tree: Any) -> bool:
+    """Whether an array in `tree` is being traced by `jit` or `vmap`, so that its numbers are not known yet."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def known_false(condition: jax.Array) -> bool:
     """Whether `condition` is false here and now; a value still being traced by `jit` or `vmap` is not known."""
     try:

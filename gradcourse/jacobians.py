@@ -1,4 +1,4 @@
-r"""Per-layer Jacobian norms, exact, all layers in one sweep, in the log domain.
+r"""Per-layer Jacobian norms, all layers in one sweep, in the log domain.
 
 Write $h_0 = x$ for the input, $h_{l+1}$ for the output of layer $l$, $y$ for the network's output, and
 $J_l = \partial h_{l+1} / \partial h_l$. Then
@@ -10,9 +10,10 @@ $J_l = \partial h_{l+1} / \partial h_l$. Then
 - `log_gain_split`: how much of each layer's gain is due to its weights, how much to its activation.
 
 All norms are Frobenius norms: the square root of the sum of squared entries. Each function sweeps once through the
-network, whatever its depth, carrying one vector per output (or per input) and example. After every layer each
-example's vectors are divided by a power of two, which is exact, and the whole exponent is kept; nothing is squared
-before it is scaled. So a norm of 1e-600 is measured in float32 with all its digits.
+network, whatever its depth, carrying one vector per output (or per input) and example, or random ones with an error
+bar where there are too many (`gradcourse.directions`). After every layer each example's vectors are divided by a power
+of two, which is exact, and the whole exponent is kept. So a norm of 1e-600 is measured in float32 with all its digits.
+Parameters of bfloat16 and float16 are measured in float32: the norms are those of the function that they define.
 
 >>> import jax
 >>> from gradcourse.networks import mlp
@@ -24,16 +25,23 @@ before it is scaled. So a norm of 1e-600 is measured in float32 with all its dig
 '-256.8'
 """
 
+from collections.abc import Callable
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from gradcourse.checks import known_false
+from gradcourse.checks import known_false, traced
+from gradcourse.devices import checked_mesh, gathered, split_over
+from gradcourse.directions import Directions, Seen, checked_directions
 from gradcourse.layers import Conv, Dense, Layer
+from gradcourse.logdomain import Scaled, finite, log_ratio, normal, profile_of, rescale, to_unit, total
+from gradcourse.memory import Blocks, in_blocks, plan_blocks
 from gradcourse.networks import Network, Params
 from gradcourse.profile import Profile
 
@@ -45,14 +53,8 @@ __all__ = [
     "log_gain_split",
 ]
 
-LN10 = 2.302585092994046
-
-
-class Scaled(NamedTuple):
-    """Numbers `square * 4 ** exponent`: sums of squares that no exponent range can hold."""
-
-    exponent: Int[Array, "*sample"]
-    square: Float[Array, "*sample"]
+# Of layers without a closed form, so many directions are pulled back at a time.
+DIRECTIONS_AT_ONCE = 64
 
 
 class GainSplit(NamedTuple):
@@ -69,13 +71,31 @@ class GainSplit(NamedTuple):
 
 
 def backward_jacobian_norms(
-    network: Network, params: Params, x: Float[Array, "batch *shape"], *, average: bool = True
+    network: Network,
+    params: Params,
+    x: Float[Array, "batch *shape"],
+    *,
+    average: bool = True,
+    probes: int | None = None,
+    sketch: int = 0,
+    key: PRNGKeyArray | None = None,
+    memory: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Profile:
     r"""Returns $\|\partial y / \partial h_l\|_F$ for every layer $l$: entry $l$ is taken at its input.
 
     `x` is `(batch, *input_shape)`. With `average` the profile has one value per layer, the root mean square over the
-    batch with its standard error; without, it is `(batch, layer)`. Cost: one forward pass and one backward pass per
-    output entry. Raises `ValueError` or `TypeError` for parameters or inputs that do not fit or are not finite, and
+    batch with its standard error over examples; without, it is `(batch, layer)`. Cost: one forward pass and one
+    backward pass per output entry.
+
+    - `probes`, with a `key`: carry so many random directions instead of one per output entry. Each example's norm then
+      has a standard error; intervals of 1.96 of them hold in 95 % of cases from 16 probes on.
+    - `sketch`: so many directions more, in which the network's Jacobian is large, measured exactly.
+    - `memory`: bytes that the sweep may use beside `params` and `x`; it then goes through examples, and if need be
+      directions, in blocks.
+    - `mesh`: devices to split the work over; of its axes, `"example"` splits the batch and `"probe"` the directions.
+
+    Raises `ValueError` or `TypeError` for parameters or inputs that do not fit or are not finite, and
     `FloatingPointError` where activations or products overflow.
 
     >>> from gradcourse.networks import mlp
@@ -84,35 +104,54 @@ def backward_jacobian_norms(
     >>> backward_jacobian_norms(network, params, jnp.ones((1, 4))).log10_norm.round(6)  # log10 of sqrt(4)
     array([0.30103, 0.30103, 0.30103])
     """
-    x = network.check(params, x)
-    _, norms = _backward_sweep(network, params, x)
-    return _profile(network, norms, average, "output with respect to each layer's input")
+    norms, error = _swept("output", network, params, x, probes, sketch, key, memory, mesh)
+    return _profile(network, norms, error, average, "output with respect to each layer's input")
 
 
 def forward_jacobian_norms(
-    network: Network, params: Params, x: Float[Array, "batch *shape"], *, average: bool = True
+    network: Network,
+    params: Params,
+    x: Float[Array, "batch *shape"],
+    *,
+    average: bool = True,
+    probes: int | None = None,
+    sketch: int = 0,
+    key: PRNGKeyArray | None = None,
+    memory: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Profile:
     r"""Returns $\|\partial h_{l+1} / \partial x\|_F$ for every layer $l$: entry $l$ is taken at its output.
 
     Arguments and errors as in `backward_jacobian_norms`. Cost: one forward pass per input entry.
     """
-    x = network.check(params, x)
-    return _profile(
-        network, _forward_sweep(network, params, x), average, "each layer's output with respect to the input"
-    )
+    norms, error = _swept("input", network, params, x, probes, sketch, key, memory, mesh)
+    return _profile(network, norms, error, average, "each layer's output with respect to the input")
 
 
 def layer_jacobian_norms(
-    network: Network, params: Params, x: Float[Array, "batch *shape"], *, average: bool = True
+    network: Network,
+    params: Params,
+    x: Float[Array, "batch *shape"],
+    *,
+    average: bool = True,
+    probes: int | None = None,
+    key: PRNGKeyArray | None = None,
+    memory: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Profile:
     r"""Returns $\|\partial h_{l+1} / \partial h_l\|_F$ for every layer $l$.
 
     Arguments and errors as in `backward_jacobian_norms`. Cost: two forward passes, because for dense and convolutional
     layers $\|D W\|_F^2 = \sum_j f'(s_j)^2 \sum_i w_{ij}^2$ needs no Jacobian; other layers cost one pass per output
-    entry.
+    entry, or per probe where they have more outputs than that.
     """
-    x = network.check(params, x)
-    return _profile(network, _layer_norms(network, params, x), average, "each layer's output with respect to its input")
+    params, x = network.measurable(params, x, exposed=False)
+    if probes is not None:
+        probes = checked_directions("a layer", max(probes, 2), probes, 0, key).probes
+    blocks = plan_blocks(network, params, x, 1, memory, checked_mesh(mesh, example=x.shape[0]))
+    norms, error = _layer_norms(network, probes, blocks, mesh, params, x, key)
+    norms = _finite(network, params, x, norms)
+    return _profile(network, norms, error, average, "each layer's output with respect to its input")
 
 
 def log_gain_split(network: Network, params: Params, x: Float[Array, "batch *shape"]) -> GainSplit:
@@ -130,151 +169,249 @@ def log_gain_split(network: Network, params: Params, x: Float[Array, "batch *sha
     >>> bool(abs(split.weights.log10_norm + split.activation.log10_norm - split.total.log10_norm).max() < 1e-6)
     True
     """
-    x = network.check(params, x)
-    middle, after = map(_finite, _backward_sweep(network, params, x))
+    params, x = network.measurable(params, x, exposed=False)
+    halfway, after = (_finite(network, params, x, norms) for norms in _both_halves(network, params, x))
     start = Scaled(jnp.zeros(x.shape[0], jnp.int32), jnp.full(x.shape[0], prod(network.output_shape), x.dtype))
     before = Scaled(*(jnp.concatenate([full[1:], one[None]]) for full, one in zip(after, start, strict=True)))
-    parts = {"weights": (after, middle), "activation": (middle, before), "total": (after, before)}
+    parts = {"weights": (after, halfway), "activation": (halfway, before), "total": (after, before)}
     profiles = {}
     for name, (top, bottom) in parts.items():
-        exponent, fraction, error = _log_ratio(top, bottom)
+        exponent, fraction, error = log_ratio(top, bottom)
         profiles[name] = Profile(exponent, fraction, error, network.layer_names, f"log gain on the way back, {name}")
     return GainSplit(**profiles)
 
 
-@partial(jax.jit, static_argnums=0)
-def _backward_sweep(network: Network, params: Params, x: Array) -> tuple[Scaled, Scaled]:
-    """The squared norms, `(layer, batch)`, at every layer's pre-activation and at every layer's input."""
-    y, saved = network.scan(lambda layer, p, h: layer.linearize(p, h), params, x)
-    v, exponent = _basis(network.output_shape, y), jnp.zeros(x.shape[0], jnp.int32)
+# A sweep takes directions `v` (direction, batch, *shape) through the whole network, from the output to the input or
+# the other way. It returns the vectors that arrive and, stacked over layers, what `see` keeps of them on the way:
+# halfway through each layer (the careful way only) and after it.
+See = Callable[[Array, Array], Any]
+Swept = tuple[Array, tuple[Any, Any]]
+
+
+def _pull_through(network: Network, params: Params, x: Array, v: Array, see: See, *, careful: bool) -> Swept:
+    """From the output to the input, by transposed Jacobians."""
+    _, saved = network.scan(lambda layer, p, h: layer.linearize(p, h), params, x)
+    carry: Any = (v, *_no_shift(x))
     results = []
     for stage, stage_params, stage_saved in reversed(list(zip(network.stages, params, saved, strict=True))):
 
         def step(carry: Any, one: Any, stage: Any = stage) -> Any:
-            v, exponent = carry
             p, point = one
-            v = stage.layer.through_activation(point, v)
-            v, exponent, middle = _rescale(v, exponent)
-            v = stage.layer.pull(p, point, v, stage.shape)
-            v, exponent, after = _rescale(v, exponent)
-            return (v, exponent), (middle, after)
+            slopes = partial(stage.layer.through_activation, point)
+            weights = partial(stage.layer.pull, p, point, shape=stage.shape)
+            return _step(carry, slopes, weights, see, careful=careful)
 
-        (v, exponent), norms = stage.scan(step, (v, exponent), (stage_params, stage_saved), reverse=True)
-        results.append(norms)
-    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *reversed(results))
+        carry, seen = stage.scan(step, carry, (stage_params, stage_saved), reverse=True)
+        results.append(seen)
+    return carry[0], jax.tree.map(lambda *stages: jnp.concatenate(stages), *reversed(results))
 
 
-@partial(jax.jit, static_argnums=0)
-def _forward_sweep(network: Network, params: Params, x: Array) -> Scaled:
-    """The squared norms, `(layer, batch)`, of every layer's output with respect to the input."""
-    v, exponent, h = _basis(network.input_shape, x), jnp.zeros(x.shape[0], jnp.int32), x
+def _push_through(network: Network, params: Params, x: Array, v: Array, see: See, *, careful: bool) -> Swept:
+    """From the input to the output, by Jacobians."""
+    carry: Any = (x, (v, *_no_shift(x)))
     results = []
     for stage, stage_params in zip(network.stages, params, strict=True):
 
         def step(carry: Any, p: Any, layer: Layer = stage.layer) -> Any:
-            h, v, exponent = carry
-            h_next, point = layer.linearize(p, h)
-            v, exponent, _ = _rescale(layer.push(p, point, v), exponent)
-            v, exponent, norm = _rescale(layer.through_activation(point, v), exponent)
-            return (h_next, v, exponent), norm
+            h, swept = carry
+            h, point = layer.linearize(p, h)
+            weights, slopes = partial(layer.push, p, point), partial(layer.through_activation, point)
+            swept, seen = _step(swept, weights, slopes, see, careful=careful)
+            return (h, swept), seen
 
-        (h, v, exponent), norms = stage.scan(step, (h, v, exponent), stage_params)
-        results.append(norms)
-    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *results)
+        carry, seen = stage.scan(step, carry, stage_params)
+        results.append(seen)
+    return carry[1][0], jax.tree.map(lambda *stages: jnp.concatenate(stages), *results)
+
+
+def _step(carry: tuple[Array, Array, Array], first: Any, second: Any, see: See, *, careful: bool) -> Any:
+    """One layer, in its two halves. The carry is `(v, exponent, due)`; `v` stands for `2 ** exponent` times itself.
+
+    The careful way divides by the largest entry after either half, so that nothing is ever lost. The fast way divides
+    by the norm seen, and only when the next layer multiplies by its slopes anyway, which costs nothing: the division
+    is `due`. It is right while no layer changes a norm by more than a few decades; `_swept` looks whether that was so.
+    """
+    v, exponent, due = carry
+    if careful:
+        v, exponent, _ = rescale(first(v), exponent)
+        halfway = see(v, exponent)
+        v, exponent, _ = rescale(second(v), exponent)
+        return (v, exponent, due), (halfway, see(v, exponent))
+    scale = jnp.ldexp(jnp.ones(due.shape, v.dtype), -due)
+    exponent = exponent + due
+    v = second(first(v * scale.reshape(1, -1, *[1] * (v.ndim - 2))))
+    seen = see(v, exponent)
+    return (v, exponent, jnp.frexp(seen.square)[1] // 2), (None, seen)
+
+
+def _no_shift(x: Array) -> tuple[Array, Array]:
+    return jnp.zeros(x.shape[0], jnp.int32), jnp.zeros(x.shape[0], jnp.int32)
+
+
+SWEEPS = {"output": _pull_through, "input": _push_through}
+
+
+def _swept(
+    start: str,
+    network: Network,
+    params: Params,
+    x: Array,
+    probes: int | None,
+    sketch: int,
+    key: PRNGKeyArray | None,
+    memory: int | None,
+    mesh: Mesh | None,
+) -> tuple[Scaled, Array]:
+    """The squared norms, `(layer, batch)`, that a sweep from the `start` sees, and the error of their log10 roots."""
+    params, x = network.measurable(params, x, exposed=False)
+    directions = checked_directions(f"the {start}", prod(_shape(network, start)), probes, sketch, key)
+    mesh = checked_mesh(mesh, example=x.shape[0])
+    blocks = plan_blocks(network, params, x, directions.carried, memory, mesh)
+    sweep = partial(_measured, start, network, directions, blocks, mesh)
+    if not traced((params, x, key)):
+        norms, error, safe = sweep(False, params, x, key)
+        if safe:
+            return norms, error
+    norms, error, _ = sweep(True, params, x, key)
+    return _finite(network, params, x, norms), error
+
+
+def _finite(network: Network, params: Params, x: Array, norms: Scaled) -> Scaled:
+    """Returns `norms`; where they are not finite, raises for the parameter that made them so, else for overflow.
+
+    So big parameters are not read once more, which would take a quarter of a sweep's time.
+    """
+    if known_false(jnp.isfinite(norms.square).all()):
+        network.check(params, x)
+    return finite(norms)
+
+
+@partial(jax.jit, static_argnums=range(6))
+def _measured(
+    start: str,
+    network: Network,
+    directions: Directions,
+    blocks: Blocks,
+    mesh: Mesh | None,
+    careful: bool,
+    params: Params,
+    x: Array,
+    key: PRNGKeyArray | None,
+) -> tuple[Scaled, Array, Array]:
+    """What `_swept` returns, and whether the fast way could be trusted."""
+
+    def sweep(x: Array, v: Array) -> Seen:
+        v = split_over(mesh, v.reshape(*v.shape[:2], *_shape(network, start)), "probe", "example")
+        _, (_, seen) = SWEEPS[start](network, params, x, v, directions.see, careful=careful)
+        return seen
+
+    def block(examples: tuple[Array, Array]) -> Seen:
+        x, keys = examples
+        x = split_over(mesh, x, "example")
+        if directions.probes is not None:
+            large = _large(start, network, params, x, keys, directions.sketch)
+            return sweep(x, directions.frames(large, keys, x.dtype))
+        firsts = jnp.arange(0, directions.size, blocks.directions)
+        basis = partial(directions.basis, count=blocks.directions, batch=x.shape[0], dtype=x.dtype)
+        if len(firsts) == 1:
+            return sweep(x, basis(0))
+        seen = lax.map(lambda first: sweep(x, basis(first)), firsts)
+        return Seen(*total(Scaled(seen.exponent, seen.exact)))
+
+    keys = jax.random.split(jax.random.key(0) if key is None else key, x.shape[0])
+    seen = gathered(mesh, in_blocks(block, (x, keys), blocks.examples))
+    limit = jnp.finfo(x.dtype).tiny ** (1 / 3)  # squares of squares are kept too
+    safe = jnp.all((seen.square > limit) & (seen.square < 1 / limit))
+    norms, error = directions.estimate(seen)
+    return normal(norms), error, safe
+
+
+def _shape(network: Network, end: str) -> tuple[int, ...]:
+    return network.output_shape if end == "output" else network.input_shape
+
+
+def _large(start: str, network: Network, params: Params, x: Array, keys: Array, count: int) -> Array | None:
+    """`count` directions at the `start`, for every example, that come out of the network's other end large."""
+    if not count:
+        return None
+    far = "input" if start == "output" else "output"
+    shape = (count, *_shape(network, far))
+    drawn = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape, x.dtype))(keys)
+    v, _ = SWEEPS[far](network, params, x, jnp.moveaxis(drawn, 1, 0), lambda v, exponent: None, careful=True)
+    return v.reshape(*v.shape[:2], -1)
 
 
 @partial(jax.jit, static_argnums=0)
-def _layer_norms(network: Network, params: Params, x: Array) -> Scaled:
-    """The squared norms, `(layer, batch)`, of every layer's own Jacobian."""
+def _both_halves(network: Network, params: Params, x: Array) -> tuple[Scaled, Scaled]:
+    """The squared norms, `(layer, batch)`, at every layer's pre-activation and at every layer's input."""
+    directions = Directions(prod(network.output_shape))
+    basis = directions.basis(0, directions.size, batch=x.shape[0], dtype=x.dtype)
+    v = basis.reshape(*basis.shape[:2], *network.output_shape)
+    _, (halfway, after) = _pull_through(network, params, x, v, directions.see, careful=True)
+    return Scaled(halfway.exponent, halfway.exact), Scaled(after.exponent, after.exact)
 
-    def step(layer: Layer, p: Any, h: Array) -> tuple[Array, Scaled]:
+
+@partial(jax.jit, static_argnums=range(4))
+def _layer_norms(
+    network: Network,
+    probes: int | None,
+    blocks: Blocks,
+    mesh: Mesh | None,
+    params: Params,
+    x: Array,
+    key: PRNGKeyArray | None,
+) -> tuple[Scaled, Array]:
+    """The squared norms, `(layer, batch)`, of every layer's own Jacobian, and the error of their log10 roots."""
+
+    def step(layer: Layer, p: Any, carry: tuple[Array, Array]) -> Any:
+        h, keys = carry
         h_next, point = layer.linearize(p, h)
-        zero = jnp.zeros(h.shape[0], jnp.int32)
-        if not isinstance(layer, Dense | Conv):
-            v, exponent, _ = _rescale(layer.through_activation(point, _basis(h_next.shape[1:], h_next)), zero)
-            return h_next, _rescale(layer.pull(p, point, v, h.shape[1:]), exponent)[2]
-        weight, weight_exponent = _to_unit(p["weight"], tuple(range(p["weight"].ndim)))
-        row_squares = layer.linear(jnp.square(weight), jnp.ones_like(h))
-        slopes, exponent, _ = _rescale(layer.through_activation(point, jnp.ones_like(h_next)[None]), zero)
-        square = (jnp.square(slopes[0]) * row_squares).reshape(h.shape[0], -1).sum(axis=1)
-        return h_next, Scaled(exponent + weight_exponent, square)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)  # other probes in every layer
+        if isinstance(layer, Dense | Conv):
+            norms = _affine_norms(layer, p, point, h, h_next)
+            return (h_next, keys), (norms, jnp.zeros_like(norms.square))
+        return (h_next, keys), _general_norms(layer, p, point, h, h_next, probes, keys)
 
-    _, norms = network.scan(step, params, x)
-    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *norms)
+    def block(examples: tuple[Array, Array]) -> Any:
+        x, keys = examples
+        _, results = network.scan(step, params, (split_over(mesh, x, "example"), keys))
+        return jax.tree.map(lambda *stages: jnp.concatenate(stages), *results)
 
-
-def _basis(shape: tuple[int, ...], like: Array) -> Array:
-    """One unit vector per entry of `shape`, for every example: `(direction, batch, *shape)`."""
-    size = prod(shape)
-    units = jnp.eye(size, dtype=like.dtype).reshape(size, 1, *shape)
-    return jnp.broadcast_to(units, (size, like.shape[0], *shape))
+    keys = jax.random.split(jax.random.key(0) if key is None else key, x.shape[0])
+    return gathered(mesh, in_blocks(block, (x, keys), blocks.examples))
 
 
-def _rescale(v: Array, exponent: Array) -> tuple[Array, Array, Scaled]:
-    """`v`, `(direction, batch, *shape)`, with each example's largest entry brought near 1 by a power of two.
-
-    Returns it with the exponents it now stands for, and its squared norm per example.
-    """
-    axes = (0, *range(2, v.ndim))
-    v, shift = _to_unit(v, axes)
-    exponent = exponent + shift
-    return v, exponent, Scaled(exponent, jnp.sum(jnp.square(v), axis=axes))
+def _affine_norms(layer: Dense | Conv, p: Any, point: Array, h: Array, h_next: Array) -> Scaled:
+    weight, weight_exponent = to_unit(p["weight"], tuple(range(p["weight"].ndim)))
+    row_squares = layer.linear(jnp.square(weight), jnp.ones_like(h))
+    slopes = layer.through_activation(point, jnp.ones_like(h_next)[None])
+    slopes, exponent, _ = rescale(slopes, jnp.zeros(h.shape[0], jnp.int32))
+    square = (jnp.square(slopes[0]) * row_squares).reshape(h.shape[0], -1).sum(axis=1)
+    return Scaled(exponent + weight_exponent, square)
 
 
-def _to_unit(v: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """`v` divided by the power of two next to its largest entry along `axes`, and that power's exponent.
+def _general_norms(
+    layer: Layer, p: Any, point: Any, h: Array, h_next: Array, probes: int | None, keys: Array
+) -> tuple[Scaled, Array]:
+    """By pulling back every direction, some at a time, or random ones."""
+    size, batch = h_next[0].size, h.shape[0]
+    directions = Directions(size, probes if probes is not None and probes < size else None)
 
-    The power is kept within what is a normal number in `v`'s dtype; processors may treat smaller ones as zero.
-    """
-    peak = jnp.max(jnp.abs(v), axis=axes, keepdims=True)
-    limit = -int(jnp.finfo(v.dtype).minexp)
-    shift = jnp.clip(jnp.frexp(peak)[1], -limit, limit)
-    return v * jnp.ldexp(jnp.ones_like(peak), -shift), jnp.squeeze(shift, axes)
-
-
-def _mean_square(norms: Scaled) -> tuple[Array, Array, Array]:
-    """The mean over the batch of `(layer, batch)` squares: its exponent, its value, and each example's share of it."""
-    exponent = jnp.max(jnp.where(norms.square > 0, norms.exponent, jnp.iinfo(jnp.int32).min), axis=1)
-    exponent = jnp.where(exponent == jnp.iinfo(jnp.int32).min, 0, exponent)
-    squares = jnp.ldexp(norms.square, 2 * jnp.clip(norms.exponent - exponent[:, None], -1000, 0))
-    mean = squares.mean(axis=1)
-    return exponent, mean, squares / jnp.where(mean == 0, 1, mean)[:, None]
-
-
-def _log_error(influence: Array) -> Array:
-    """The standard error of a log10 root mean square (or ratio of two) from each example's influence on it."""
-    count = influence.shape[1]
-    if count == 1:
-        return jnp.full(influence.shape[0], jnp.nan, influence.dtype)
-    return influence.std(axis=1, ddof=1) / (2 * LN10 * count**0.5)
-
-
-@jax.jit
-def _log_root_mean_square(norms: Scaled) -> tuple[Array, Array, Array]:
-    exponent, mean, share = _mean_square(norms)
-    return exponent, jnp.log2(mean) / 2, _log_error(share)
-
-
-@jax.jit
-def _log_ratio(top: Scaled, bottom: Scaled) -> tuple[Array, Array, Array]:
-    (top_exponent, top_mean, top_share), (exponent, mean, share) = _mean_square(top), _mean_square(bottom)
-    return top_exponent - exponent, (jnp.log2(top_mean) - jnp.log2(mean)) / 2, _log_error(top_share - share)
-
-
-def _profile(network: Network, norms: Scaled, average: bool, quantity: str) -> Profile:
-    if average:
-        exponent, fraction, error = _log_root_mean_square(_finite(norms))
-    else:
-        exponent, square = _finite(norms).exponent.T, norms.square.T
-        fraction, error = jnp.log2(square) / 2, jnp.zeros_like(square)
-    return Profile(exponent, fraction, error, network.layer_names, f"Frobenius norm of the Jacobian: {quantity}")
-
-
-def _finite(norms: Scaled) -> Scaled:
-    """`norms` itself, unless one is not finite: from finite parameters and inputs that only comes by overflow."""
-    if known_false(jnp.isfinite(norms.square).all()):
-        raise FloatingPointError(
-            "this network overflows its floating-point range, so its Jacobian cannot be evaluated; "
-            "shrink the weights (init's scale), the depth or the input, or use a bounded activation."
+    def pulled(v: Array) -> Seen:
+        v, exponent, _ = rescale(
+            layer.through_activation(point, v.reshape(-1, *h_next.shape)), jnp.zeros(batch, jnp.int32)
         )
-    return norms
+        v, exponent, _ = rescale(layer.pull(p, point, v, h.shape[1:]), exponent)
+        return directions.see(v, exponent)
+
+    if directions.probes is not None:
+        return directions.estimate(pulled(directions.frames(None, keys, h.dtype)))
+    count = min(size, DIRECTIONS_AT_ONCE)
+    basis = partial(directions.basis, count=count, batch=batch, dtype=h.dtype)
+    seen = lax.map(lambda first: pulled(basis(first)), jnp.arange(0, size, count))
+    return total(Scaled(seen.exponent, seen.exact)), jnp.zeros(batch, h.dtype)
+
+
+def _profile(network: Network, norms: Scaled, error: Array, average: bool, quantity: str) -> Profile:
+    quantity = f"Frobenius norm of the Jacobian: {quantity}"
+    return profile_of(norms, error, network.layer_names, quantity, average=average)

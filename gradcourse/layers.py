@@ -12,7 +12,9 @@ Shapes: an input is `(batch, *shape)`, images are `(batch, height, width, channe
 more leading axis, one entry per output or input direction.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, ClassVar
 
@@ -27,10 +29,10 @@ from gradcourse.activations import Activation
 from gradcourse.checks import known_name, positive_integer
 from gradcourse.initializers import Initializer
 
-__all__ = ["AvgPool", "Conv", "Dense", "Flatten", "Layer", "MaxPool"]
+__all__ = ["AvgPool", "Conv", "Dense", "Flatten", "Layer", "MaxPool", "wait_for"]
 
 PADDINGS = ("SAME", "VALID", "CIRCULAR")
-Params = dict[str, Array]
+Params = dict[str, Any]
 Shape = tuple[int, ...]
 Saved = Any
 
@@ -39,6 +41,8 @@ class Layer:
     """The base of all layers, with everything but `output_shape` and `apply` in its general form."""
 
     kind: ClassVar[str] = "layer"
+    # Parameters of which a NaN or an infinity makes every norm of the layer's Jacobian NaN or infinite.
+    exposed: ClassVar[tuple[str, ...]] = ()
 
     @property
     def draws_by_qr(self) -> bool:
@@ -81,6 +85,7 @@ class _Affine(Layer):
 
     activation: Activation
     init_scheme: Initializer
+    exposed: ClassVar[tuple[str, ...]] = ("weight",)
 
     @property
     def draws_by_qr(self) -> bool:
@@ -221,26 +226,41 @@ class Conv(_Affine):
 
     def linear(self, weight: Array, h: Array) -> Array:
         """Returns the padded image convolved with the kernel."""
-        padding = "VALID" if self.padding == "VALID" else "SAME"
-        window = (self.kernel_size, self.kernel_size)
-        pads = lax.padtype_to_pads(h.shape[1:3], window, (self.stride, self.stride), padding)
-        return _convolve(weight, h, pads, self.stride, wrap=self.padding == "CIRCULAR")
+        return _convolve(weight, h, self._pads(h.shape[1:]), self.stride, wrap=self.padding == "CIRCULAR")
 
     def transpose(self, weight: Array, v: Array, shape: Shape) -> Array:
-        """Returns the transposed convolution.
+        """Returns the transposed convolution: XLA's own input-gradient, but `_turned` on a CPU.
 
-        At stride 1 that is itself a convolution, with the kernel turned by 180 degrees and its channels swapped. On a
-        CPU, XLA runs it much faster than its own input-gradient.
+        There, inside of a scan, XLA runs the latter about twenty times faster.
         """
-        if self.stride > 1:
-            like = jax.ShapeDtypeStruct((v.shape[0], *shape), v.dtype)
-            (pulled,) = jax.linear_transpose(lambda h: self.linear(weight, h), like)(v)
-            return pulled
+        return lax.platform_dependent(
+            weight, v, cpu=partial(self._turned, shape=shape), default=partial(self._transposed, shape=shape)
+        )
+
+    def _transposed(self, weight: Array, v: Array, *, shape: Shape) -> Array:
+        like = jax.ShapeDtypeStruct((v.shape[0], *shape), v.dtype)
+        (pulled,) = jax.linear_transpose(lambda h: self.linear(weight, h), like)(v)
+        return pulled
+
+    def _turned(self, weight: Array, v: Array, *, shape: Shape) -> Array:
+        """The transpose as a convolution of its own: the kernel turned by 180 degrees, its channels swapped.
+
+        Zeros take the places of the pixels that a stride has left out.
+        """
+        gaps = [
+            (0, side - (out - 1) * self.stride - 1, self.stride - 1)
+            for side, out in zip(shape[:2], v.shape[1:3], strict=True)
+        ]
+        v = lax.pad(v, jnp.zeros((), v.dtype), [(0, 0, 0), *gaps, (0, 0, 0)])
         turned = jnp.swapaxes(weight[::-1, ::-1], 2, 3)
-        reach = self.kernel_size - 1
-        low, high = (0, 0) if self.padding == "VALID" else (reach // 2, reach - reach // 2)
-        pads = [(reach - low, reach - high)] * 2
+        pads = [(self.kernel_size - 1 - low, low) for low, _ in self._pads(shape)]
         return _convolve(turned, v, pads, 1, wrap=self.padding == "CIRCULAR")
+
+    def _pads(self, shape: Shape) -> Sequence[tuple[int, int]]:
+        """How many pixels are added on either side, for each side of an image."""
+        padding = "VALID" if self.padding == "VALID" else "SAME"
+        window = (self.kernel_size, self.kernel_size)
+        return lax.padtype_to_pads(shape[:2], window, (self.stride, self.stride), padding)
 
 
 @dataclass(frozen=True)
@@ -307,6 +327,16 @@ class Flatten(Layer):
     def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the flattened batch."""
         return h.reshape(h.shape[0], -1)
+
+
+def wait_for(drawn: Any, key: PRNGKeyArray) -> PRNGKeyArray:
+    """Returns a key that depends on the parameters drawn so far, in form but not in value.
+
+    It makes layers be drawn one after the other. XLA's CPU back end deadlocks on two independent QR factorisations in
+    one program, which is what orthogonal schemes ask for under `vmap` (seen with jaxlib 0.10.2 on two cores).
+    """
+    leaves = jax.tree.leaves(drawn)
+    return jax.random.fold_in(key, jnp.isnan(leaves[-1]).any()) if leaves else key
 
 
 def _set(layer: Layer, **fields: Any) -> None:

@@ -25,11 +25,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse.checks import known_false, measurable_input, positive_integer
 from gradcourse.initializers import Initializer
-from gradcourse.layers import Conv, Dense, Flatten, Layer, Shape
+from gradcourse.layers import Conv, Dense, Flatten, Layer, Shape, wait_for
 
 __all__ = ["Network", "Params", "Stage", "cnn", "mlp", "sequential"]
 
-Params = tuple[dict[str, Array], ...]
+Params = tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Network:
 
     def init(self, *, key: PRNGKeyArray) -> Params:
         """Returns fresh parameters: per stage a dictionary of arrays with a leading axis `repeats`."""
-        params: list[dict[str, Array]] = []
+        params: list[dict[str, Any]] = []
         for stage, stage_key in zip(self.stages, jax.random.split(key, len(self.stages)), strict=True):
             if stage.layer.draws_by_qr:
-                stage_key = _wait_for(params, stage_key)
+                stage_key = wait_for(params, stage_key)
             init = partial(_init_layer, stage.layer, stage.shape)
             params.append(jax.vmap(init)(jax.random.split(stage_key, stage.repeats)))
         return tuple(params)
@@ -96,19 +96,20 @@ class Network:
         return self.scan(lambda layer, p, h: (layer.apply(p, h), None), params, x)[0]
 
     def scan(
-        self, step: Callable[[Layer, dict[str, Array], Array], tuple[Array, Any]], params: Params, h: Array
-    ) -> tuple[Array, list[Any]]:
+        self, step: Callable[[Layer, Any, Any], tuple[Any, Any]], params: Params, carry: Any
+    ) -> tuple[Any, list[Any]]:
         """Returns the last carry and, per stage, the stacked second results of `step(layer, layer_params, carry)`."""
         collected = []
         for stage, stage_params in zip(self.stages, params, strict=True):
-            h, results = stage.scan(partial(_per_layer, step, stage.layer), h, stage_params)
+            carry, results = stage.scan(partial(_per_layer, step, stage.layer), carry, stage_params)
             collected.append(results)
-        return h, collected
+        return carry, collected
 
-    def check(self, params: Params, x: Any) -> Float[Array, "batch *shape"]:
+    def check(self, params: Params, x: Any, *, exposed: bool = True) -> Float[Array, "batch *shape"]:
         """Returns `x` as an array after checking that `params` and `x` belong to this network and are finite.
 
         Raises `ValueError` or `TypeError` naming what is wrong, with the layer's name for a parameter that is NaN.
+        Without `exposed`, the values of those parameters are not looked at that a Jacobian's norm gives away.
         """
         expected, given = _parameter_shapes(self), jax.tree.map(jnp.shape, params)
         if given != jax.tree.map(jnp.shape, expected):
@@ -119,10 +120,10 @@ class Network:
         dtype = jnp.result_type(*jax.tree.leaves(params)) if jax.tree.leaves(params) else jnp.result_type(float)
         if dtype not in (jnp.float32, jnp.float64):
             raise TypeError(
-                f"params have dtype {dtype}; accepted are float32 and float64. "
+                f"params have dtype {dtype}; accepted here are float32 and float64. "
                 "Convert them: jax.tree.map(lambda p: p.astype('float32'), params)."
             )
-        first = _first_nonfinite_layer(self, params)
+        first = _first_nonfinite_layer(self, exposed, params)
         if known_false(first == self.depth):
             raise ValueError(
                 f"params of layer {self.layer_names[int(first)]!r} contain NaN or infinity; accepted are finite "
@@ -130,22 +131,31 @@ class Network:
             )
         return measurable_input(x, self.input_shape, dtype)
 
+    def measurable(
+        self, params: Params, x: Any, *, exposed: bool = True
+    ) -> tuple[Params, Float[Array, "batch *shape"]]:
+        """Returns `params` and `x`, checked, in the precision that they are measured in.
 
-def _per_layer(step: Callable[..., tuple[Array, Any]], layer: Layer, h: Array, params: Any) -> tuple[Array, Any]:
-    return step(layer, params, h)
+        That is float64 if they are float64, else float32: a norm measured in the 8 bits of bfloat16 would be one of
+        rounding, while every bfloat16 and float16 parameter is a float32 number too. `exposed` and errors as in
+        `check`.
+        """
+        params, x = (
+            jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if _is_short(leaf) else leaf, tree)
+            for tree in (params, x)
+        )
+        return params, self.check(params, x, exposed=exposed)
 
 
-def _wait_for(params: list[dict[str, Array]], key: PRNGKeyArray) -> PRNGKeyArray:
-    """A key that depends on the parameters drawn so far, in form but not in value.
-
-    It makes stages be drawn one after the other. XLA's CPU back end deadlocks on two independent QR factorisations in
-    one program, which is what orthogonal schemes ask for under `vmap` (seen with jaxlib 0.10.2 on two cores).
-    """
-    leaves = jax.tree.leaves(params)
-    return jax.random.fold_in(key, jnp.isnan(leaves[-1]).any()) if leaves else key
+def _is_short(leaf: Any) -> bool:
+    return getattr(leaf, "dtype", None) in (jnp.bfloat16, jnp.float16)
 
 
-def _init_layer(layer: Layer, shape: Shape, key: PRNGKeyArray) -> dict[str, Array]:
+def _per_layer(step: Callable[..., tuple[Any, Any]], layer: Layer, carry: Any, params: Any) -> tuple[Any, Any]:
+    return step(layer, params, carry)
+
+
+def _init_layer(layer: Layer, shape: Shape, key: PRNGKeyArray) -> dict[str, Any]:
     return layer.init(shape, key=key)
 
 
@@ -154,13 +164,14 @@ def _parameter_shapes(network: Network) -> Any:
     return jax.eval_shape(lambda: network.init(key=jax.random.key(0)))
 
 
-@partial(jax.jit, static_argnums=0)
-def _first_nonfinite_layer(network: Network, params: Params) -> Array:
+@partial(jax.jit, static_argnums=(0, 1))
+def _first_nonfinite_layer(network: Network, exposed: bool, params: Params) -> Array:
     """The index of the first layer with a parameter that is not finite, or the depth where all are."""
     flags = []
     for stage, stage_params in zip(network.stages, params, strict=True):
         broken = jnp.zeros(stage.repeats, bool)
-        for leaf in jax.tree.leaves(stage_params):
+        looked_at = {name: p for name, p in stage_params.items() if exposed or name not in stage.layer.exposed}
+        for leaf in jax.tree.leaves(looked_at):
             broken |= ~jnp.isfinite(leaf).reshape(stage.repeats, -1).all(axis=1)
         flags.append(broken)
     return jnp.argmax(jnp.concatenate([*flags, jnp.ones(1, bool)]))

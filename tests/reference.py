@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from gradcourse.layers import AvgPool, Conv, Dense, Flatten, MaxPool
+from gradcourse.shortcuts import Residual
 
 
 def unrolled(network, params):
     """Returns one `(layer, its parameters, its input shape)` per layer."""
     return [
-        (stage.layer, {name: np.asarray(leaf[index], np.float64) for name, leaf in stage_params.items()}, stage.shape)
+        (stage.layer, jax.tree.map(lambda leaf: np.asarray(leaf[index], np.float64), stage_params), stage.shape)  # noqa: B023
         for stage, stage_params in zip(network.stages, params, strict=True)
         for index in range(stage.repeats)
     ]
@@ -73,6 +74,12 @@ def differentiate(layer, params, h):
     if isinstance(layer, AvgPool | MaxPool):
         matrix = pooling_matrix(layer, h)
         return matrix @ h.ravel(), matrix, np.ones(len(matrix))
+    if isinstance(layer, Residual):
+        value, product = h, np.eye(h.size)
+        for index, (inner, shape) in enumerate(zip(layer.body, layer.shapes(h.shape), strict=True)):
+            value, matrix, slopes = differentiate(inner, params[str(index)], value.reshape(shape))
+            product = slopes[:, None] * (matrix @ product)
+        return h.ravel() + layer.scale * value, np.eye(h.size) + layer.scale * product, np.ones(h.size)
     if isinstance(layer, Dense):
         matrix = params["weight"].T
     elif isinstance(layer, Conv):

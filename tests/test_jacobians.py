@@ -440,10 +440,10 @@ GOOD = drawn(NETWORK)
         (GOOD[0][:-1], GOOD[1], ValueError, r"params have the shapes .* accepted are those of this network.*init\(key"),
         (drawn(IMAGES)[0], GOOD[1], ValueError, "params have the shapes"),
         (
-            jax.tree.map(lambda leaf: leaf.astype("float16"), GOOD[0]),
-            GOOD[1].astype("float16"),
+            jax.tree.map(lambda leaf: leaf.astype("int32"), GOOD[0]),
+            GOOD[1],
             TypeError,
-            r"params have dtype float16; accepted are float32 and float64. .*astype\('float32'\)",
+            r"params have dtype int32; accepted here are float32 and float64. .*astype\('float32'\)",
         ),
     ],
     ids=[
@@ -458,7 +458,7 @@ GOOD = drawn(NETWORK)
         "nan-5",
         "missing",
         "other",
-        "float16",
+        "integer-params",
     ],
 )
 def test_bad_input_is_refused(measure, params, x, error, words):

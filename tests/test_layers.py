@@ -48,13 +48,14 @@ def test_a_convolution_and_its_transpose_are_adjoint(case):
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR"])
-def test_the_turned_kernel_gives_what_jax_transposes(padding):
-    layer, shape = Conv(4, kernel_size=4, padding=padding), (5, 7, 2)
+@pytest.mark.parametrize(("size", "stride"), [(4, 1), (3, 2), (2, 3)])
+def test_the_turned_kernel_gives_what_jax_transposes(padding, size, stride):
+    layer, shape = Conv(4, kernel_size=size, stride=stride, padding=padding), (5, 7, 2)
     kernel = whole_numbers(0, *layer.weight_shape(shape))
     y = whole_numbers(1, 3, *layer.output_shape(shape))
-    like = jax.ShapeDtypeStruct((3, *shape), jnp.float32)
-    (expected,) = jax.linear_transpose(lambda h: layer.linear(kernel, h), like)(y)
-    np.testing.assert_array_equal(layer.transpose(kernel, y, shape), expected)
+    turned, transposed = layer._turned(kernel, y, shape=shape), layer._transposed(kernel, y, shape=shape)
+    np.testing.assert_array_equal(turned, transposed)
+    np.testing.assert_array_equal(layer.transpose(kernel, y, shape), transposed)
 
 
 def test_circular_convolutions_commute_with_shifts():

@@ -1,0 +1,151 @@
+r"""Numbers that no floating-point range can hold: sums of squares with a whole exponent of their own.
+
+Products of Jacobians leave every floating-point range, so nothing here is squared before it is scaled. A batch of
+vectors is divided by a power of two, which is exact, and the whole exponent is kept:
+
+>>> import jax.numpy as jnp
+>>> v = jnp.full((1, 2, 4), 2.0**-100)  # (direction, batch, width): squared in float32, it would be 0
+>>> _, exponent, norms = rescale(v, jnp.zeros(2, jnp.int32))
+>>> Scaled(*(leaf[0].item() for leaf in norms))  # 4 * 2 ** -200, per example
+Scaled(exponent=-99, square=1.0)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gradcourse.checks import known_false
+from gradcourse.profile import Profile
+
+__all__ = [
+    "Scaled",
+    "finite",
+    "log_ratio",
+    "log_root_mean_square",
+    "normal",
+    "profile_of",
+    "rescale",
+    "to_unit",
+    "total",
+]
+
+LN10 = 2.302585092994046
+NO_EXPONENT = np.iinfo(np.int32).min
+
+
+class Scaled(NamedTuple):
+    """Numbers `square * 4 ** exponent`: sums of squares that no exponent range can hold."""
+
+    exponent: Int[Array, "*sample"]
+    square: Float[Array, "*sample"]
+
+
+def to_unit(v: Float[Array, "*shape"], axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Returns `v` divided by the power of two next to its largest entry along `axes`, and that power's exponent.
+
+    The power is kept within what is a normal number in `v`'s dtype; processors may treat smaller ones as zero.
+    """
+    peak = jnp.max(jnp.abs(v), axis=axes, keepdims=True)
+    limit = -int(jnp.finfo(v.dtype).minexp)
+    shift = jnp.clip(jnp.frexp(peak)[1], -limit, limit)
+    return v * jnp.ldexp(jnp.ones_like(peak), -shift), jnp.squeeze(shift, axes)
+
+
+def rescale(
+    v: Float[Array, "direction batch *shape"], exponent: Int[Array, " batch"]
+) -> tuple[Float[Array, "direction batch *shape"], Int[Array, " batch"], Scaled]:
+    """Returns `v` with each example's largest entry brought near 1 by a power of two.
+
+    With it come the exponents it now stands for, and its squared norm per example.
+    """
+    axes = (0, *range(2, v.ndim))
+    v, shift = to_unit(v, axes)
+    exponent = exponent + shift
+    return v, exponent, Scaled(exponent, jnp.sum(jnp.square(v), axis=axes))
+
+
+def normal(norms: Scaled) -> Scaled:
+    """Returns the same numbers with every square brought next to 1, so that its exponent tells its size."""
+    shift = jnp.frexp(norms.square)[1] // 2
+    return Scaled(norms.exponent + shift, jnp.ldexp(norms.square, -2 * shift))
+
+
+def total(norms: Scaled) -> Scaled:
+    """Returns the sums over the first axis."""
+    exponent = _common_exponent(norms, axis=0)
+    return Scaled(exponent, _shifted(norms, exponent[None]).sum(axis=0))
+
+
+@jax.jit
+def log_root_mean_square(norms: Scaled) -> tuple[Array, Array, Array]:
+    """Returns the log2 root mean square over the last axis: exponent, fraction, and the error of its log10.
+
+    The error is the standard error that the spread over that axis tells; NaN for a single entry.
+    """
+    exponent, mean, share = _mean_square(norms)
+    return exponent, jnp.log2(mean) / 2, _log_error(share)
+
+
+@jax.jit
+def log_ratio(top: Scaled, bottom: Scaled) -> tuple[Array, Array, Array]:
+    """Returns the log2 ratio of two root mean squares over the last axis, as `log_root_mean_square` does.
+
+    Its error takes into account that both come from the same examples.
+    """
+    (top_exponent, top_mean, top_share), (exponent, mean, share) = _mean_square(top), _mean_square(bottom)
+    return top_exponent - exponent, (jnp.log2(top_mean) - jnp.log2(mean)) / 2, _log_error(top_share - share)
+
+
+def profile_of(
+    norms: Scaled, error: Float[Array, "layer batch"], layers: tuple[str, ...], quantity: str, *, average: bool
+) -> Profile:
+    """Returns the profile of `(layer, batch)` squared norms: their root mean square, or one `(batch, layer)`.
+
+    `error` is the standard error of each norm's log10; that of the root mean square comes from the spread over the
+    batch, which contains it.
+    """
+    if average:
+        exponent, fraction, error = log_root_mean_square(norms)
+    else:
+        exponent, fraction, error = norms.exponent.T, jnp.log2(norms.square.T) / 2, error.T
+    return Profile(exponent, fraction, error, layers, quantity)
+
+
+def finite(norms: Scaled) -> Scaled:
+    """Returns `norms`, or raises `FloatingPointError`: from finite parameters and inputs, only overflow makes NaN."""
+    if known_false(jnp.isfinite(norms.square).all()):
+        raise FloatingPointError(
+            "this network overflows its floating-point range, so its Jacobian cannot be evaluated; "
+            "shrink the weights (init's scale), the depth or the input, or use a bounded activation."
+        )
+    return norms
+
+
+def _common_exponent(norms: Scaled, axis: int) -> Array:
+    """The largest exponent along `axis` of a square that is not 0; 0 where all are."""
+    exponent = jnp.max(jnp.where(norms.square > 0, norms.exponent, NO_EXPONENT), axis=axis)
+    return jnp.where(exponent == NO_EXPONENT, 0, exponent)
+
+
+def _shifted(norms: Scaled, exponent: Array) -> Array:
+    """The squares in units of `4 ** exponent`, which none of theirs exceeds."""
+    return jnp.ldexp(norms.square, 2 * jnp.clip(norms.exponent - exponent, -1000, 0))
+
+
+def _mean_square(norms: Scaled) -> tuple[Array, Array, Array]:
+    """The mean over the last axis: its exponent, its value, and each entry's share of it."""
+    exponent = _common_exponent(norms, axis=-1)
+    squares = _shifted(norms, exponent[..., None])
+    mean = squares.mean(axis=-1)
+    return exponent, mean, squares / jnp.where(mean == 0, 1, mean)[..., None]
+
+
+def _log_error(influence: Array) -> Array:
+    """The standard error of a log10 root mean square (or ratio of two) from each example's influence on it."""
+    count = influence.shape[-1]
+    if count == 1:
+        return jnp.full(influence.shape[:-1], jnp.nan, influence.dtype)
+    return influence.std(axis=-1, ddof=1) / (2 * LN10 * count**0.5)
