@@ -11,9 +11,16 @@
 True
 """
 
-from gradcourse import claims, meanfield, plots
+from gradcourse import claims, meanfield, plots, probes, singular_values
 from gradcourse.activations import ACTIVATIONS, Activation
 from gradcourse.datasets import digits
+from gradcourse.golub_kahan import LayerExtremes, layer_extremes
+from gradcourse.gradients import (
+    activation_gradient_norms,
+    parameter_gradient_norms,
+    sgd_update_to_weight_ratios,
+    update_to_weight_ratios,
+)
 from gradcourse.initializers import INITIALIZERS, Initializer, gaussian
 from gradcourse.jacobians import (
     GainSplit,
@@ -25,7 +32,13 @@ from gradcourse.jacobians import (
 from gradcourse.layers import AvgPool, Conv, Dense, Flatten, Layer, MaxPool
 from gradcourse.networks import Network, cnn, mlp, sequential
 from gradcourse.profile import Profile
-from gradcourse.statistics import UnitStatistics, unit_statistics
+from gradcourse.shortcuts import Residual
+from gradcourse.singular_values import (
+    backward_singular_values,
+    forward_singular_values,
+    layer_singular_values,
+)
+from gradcourse.statistics import UnitStatistics, silent_units, unit_statistics
 from gradcourse.sweeps import over_seeds
 from gradcourse.training import accuracy, cross_entropy, train
 
@@ -40,25 +53,38 @@ __all__ = [
     "GainSplit",
     "Initializer",
     "Layer",
+    "LayerExtremes",
     "MaxPool",
     "Network",
     "Profile",
+    "Residual",
     "UnitStatistics",
     "accuracy",
+    "activation_gradient_norms",
     "backward_jacobian_norms",
+    "backward_singular_values",
     "claims",
     "cnn",
     "cross_entropy",
     "digits",
     "forward_jacobian_norms",
+    "forward_singular_values",
     "gaussian",
+    "layer_extremes",
     "layer_jacobian_norms",
+    "layer_singular_values",
     "log_gain_split",
     "meanfield",
     "mlp",
     "over_seeds",
+    "parameter_gradient_norms",
     "plots",
+    "probes",
     "sequential",
+    "sgd_update_to_weight_ratios",
+    "silent_units",
+    "singular_values",
     "train",
     "unit_statistics",
+    "update_to_weight_ratios",
 ]

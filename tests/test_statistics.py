@@ -9,7 +9,7 @@ from gradcourse.initializers import gaussian
 from gradcourse.layers import Conv, Dense, Flatten
 from gradcourse.meanfield import mean_square_slope, preactivation_variances
 from gradcourse.networks import mlp, sequential
-from gradcourse.statistics import unit_statistics
+from gradcourse.statistics import silent_units, unit_statistics
 
 
 def test_dense_statistics_are_those_of_numpy() -> None:
@@ -24,6 +24,7 @@ def test_dense_statistics_are_those_of_numpy() -> None:
         slope = h * (1 - h)
         np.testing.assert_allclose(found.deviation[layer], np.sqrt((s**2).mean()), rtol=1e-5)
         np.testing.assert_allclose(found.mean[layer], h.mean(), rtol=1e-5)
+        np.testing.assert_allclose(found.variance[layer], h.var(), rtol=1e-4)
         np.testing.assert_allclose(found.mean_square_slope[layer], (slope**2).mean(), rtol=1e-5)
         np.testing.assert_allclose(found.saturated[layer], (slope < 0.05 * 0.25).mean(), rtol=1e-5)
         assert 0 < found.saturated[layer] < 1
@@ -36,6 +37,30 @@ def test_a_convolution_counts_every_pixel_and_a_flatten_has_no_slope() -> None:
     assert 0.3 < found.saturated[0] < 0.7  # the silent half of a rectifier
     assert found.saturated[0] == pytest.approx(1 - found.mean_square_slope[0])
     assert np.isnan(found.mean_square_slope[1])
+
+
+def test_silent_units_are_those_that_pass_nothing_on_any_example() -> None:
+    network = sequential((5, 5, 1), [Conv(8, "relu"), Flatten(), Dense(40, "relu"), Dense(2)])
+    params = network.init(key=jax.random.key(0))
+    params[0]["bias"] = params[0]["bias"].at[0, 3].set(-100)
+    x = jax.random.normal(jax.random.key(1), (3, 5, 5, 1))
+    silent, found = silent_units(network, params, x), unit_statistics(network, params, x)
+    assert silent[0].tolist() == [channel == 3 for channel in range(8)]
+    h = np.maximum(np.asarray(network_until(network, params, x, 3)), 0)
+    np.testing.assert_array_equal(silent[2], (h == 0).all(axis=0))
+    assert 0 < silent[2].sum() < 40
+    assert not silent[1].any()
+    assert not silent[3].any()
+    np.testing.assert_allclose(found.silent, [np.mean(units) for units in silent])
+    more = jax.random.normal(jax.random.key(2), (30, 5, 5, 1))
+    dead = silent[2] & silent_units(network, params, more)[2]
+    assert dead.sum() < silent[2].sum()
+
+
+def network_until(network, params, h, stages):
+    for stage, p in list(zip(network.stages, params, strict=True))[:stages]:
+        h = stage.layer.apply(jax.tree.map(lambda leaf: leaf[0], p), h)
+    return h
 
 
 def test_the_tail_decides_who_is_saturated() -> None:
