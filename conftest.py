@@ -1,11 +1,12 @@
 """What every test runs under: the tests', the package's docstring examples' and the notebooks' kernels.
 
 The environment variables reach the notebooks' kernels too, so only what a reader would also have is set that
-way; the stricter settings are JAX's own configuration and hold in this process alone.
+way; the stricter settings, and the compiler's haste, hold in this process alone.
 """
 
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import hypothesis
@@ -24,6 +25,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 mpl.use("agg")
 
+# Tests spend their time compiling programs that run for milliseconds, so here XLA optimises little and halves it.
+# The notebooks' kernels check what readers run, so they get the flags as they were: XLA reads them but once.
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+jax.devices()
+os.environ["XLA_FLAGS"] = flags
+
 # The same examples at every run: a red build must mean a change, and a first call compiles for seconds.
 hypothesis.settings.register_profile(
     "course",
@@ -37,8 +45,12 @@ hypothesis.settings.load_profile("course")
 
 
 def pytest_sessionstart() -> None:
-    """Import the whole package once, so that docstring examples and tests share one copy of every module."""
-    import gradcourse  # noqa: F401
+    """Import the whole package once, so that docstring examples and tests share one copy of every module.
+
+    What it stands on comes first: all that is imported under jaxtyping's hook is compiled from source.
+    """
+    for name in ("matplotlib.figure", "optax", "scipy.stats", "sklearn.datasets", "gradcourse"):
+        import_module(name)
 
 
 @pytest.fixture
