@@ -91,9 +91,14 @@ def measurable_input(x: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
             f"x has dtype {x.dtype} and the parameters have {dtype}; accepted is the same floating dtype for both. "
             f"Write x.astype('{dtype}'), or convert the parameters with jax.tree.map."
         )
-    if known_false(jnp.isfinite(x).all()):
+    if known_false(_all_finite(x)):
         raise ValueError("x contains NaN or infinity; accepted are finite numbers. Look at where x was made.")
     return x
+
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
 
 
 def traced(tree: Any) -> bool:

@@ -28,7 +28,7 @@ Parameters of bfloat16 and float16 are measured in float32: the norms are those 
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +36,11 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gradcourse.checks import known_false, traced
+from gradcourse.checks import traced
 from gradcourse.devices import checked_mesh, gathered, split_over
 from gradcourse.directions import Directions, Seen, checked_directions
 from gradcourse.layers import Conv, Dense, Layer
-from gradcourse.logdomain import Scaled, finite, log_ratio, normal, profile_of, rescale, to_unit, total
+from gradcourse.logdomain import Scaled, check_overflow, log_ratio, normal, profile_of, rescale, to_unit, total
 from gradcourse.memory import Blocks, in_blocks, plan_blocks
 from gradcourse.networks import Network, Params
 from gradcourse.profile import Profile
@@ -53,6 +53,7 @@ __all__ = [
     "log_gain_split",
 ]
 
+R = TypeVar("R")
 # Of layers without a closed form, so many directions are pulled back at a time.
 DIRECTIONS_AT_ONCE = 64
 
@@ -104,8 +105,7 @@ def backward_jacobian_norms(
     >>> backward_jacobian_norms(network, params, jnp.ones((1, 4))).log10_norm.round(6)  # log10 of sqrt(4)
     array([0.30103, 0.30103, 0.30103])
     """
-    norms, error = _swept("output", network, params, x, probes, sketch, key, memory, mesh)
-    return _profile(network, norms, error, average, "output with respect to each layer's input")
+    return _swept("output", network, params, x, average, probes, sketch, key, memory, mesh)
 
 
 def forward_jacobian_norms(
@@ -124,8 +124,7 @@ def forward_jacobian_norms(
 
     Arguments and errors as in `backward_jacobian_norms`. Cost: one forward pass per input entry.
     """
-    norms, error = _swept("input", network, params, x, probes, sketch, key, memory, mesh)
-    return _profile(network, norms, error, average, "each layer's output with respect to the input")
+    return _swept("input", network, params, x, average, probes, sketch, key, memory, mesh)
 
 
 def layer_jacobian_norms(
@@ -149,9 +148,7 @@ def layer_jacobian_norms(
     if probes is not None:
         probes = checked_directions("a layer", max(probes, 2), probes, 0, key).probes
     blocks = plan_blocks(network, params, x, 1, memory, checked_mesh(mesh, example=x.shape[0]))
-    norms, error = _layer_norms(network, probes, blocks, mesh, params, x, key)
-    norms = _finite(network, params, x, norms)
-    return _profile(network, norms, error, average, "each layer's output with respect to its input")
+    return _finite(network, params, x, *_layer_norms(network, probes, blocks, mesh, average, params, x, key))
 
 
 def log_gain_split(network: Network, params: Params, x: Float[Array, "batch *shape"]) -> GainSplit:
@@ -170,15 +167,7 @@ def log_gain_split(network: Network, params: Params, x: Float[Array, "batch *sha
     True
     """
     params, x = network.measurable(params, x, exposed=False)
-    halfway, after = (_finite(network, params, x, norms) for norms in _both_halves(network, params, x))
-    start = Scaled(jnp.zeros(x.shape[0], jnp.int32), jnp.full(x.shape[0], prod(network.output_shape), x.dtype))
-    before = Scaled(*(jnp.concatenate([full[1:], one[None]]) for full, one in zip(after, start, strict=True)))
-    parts = {"weights": (after, halfway), "activation": (halfway, before), "total": (after, before)}
-    profiles = {}
-    for name, (top, bottom) in parts.items():
-        exponent, fraction, error = log_ratio(top, bottom)
-        profiles[name] = Profile(exponent, fraction, error, network.layer_names, f"log gain on the way back, {name}")
-    return GainSplit(**profiles)
+    return _finite(network, params, x, *_gains(network, params, x))
 
 
 # A sweep takes directions `v` (direction, batch, *shape) through the whole network, from the output to the input or
@@ -249,6 +238,10 @@ def _no_shift(x: Array) -> tuple[Array, Array]:
 
 
 SWEEPS = {"output": _pull_through, "input": _push_through}
+QUANTITIES = {
+    "output": "output with respect to each layer's input",
+    "input": "each layer's output with respect to the input",
+}
 
 
 def _swept(
@@ -256,49 +249,53 @@ def _swept(
     network: Network,
     params: Params,
     x: Array,
+    average: bool,
     probes: int | None,
     sketch: int,
     key: PRNGKeyArray | None,
     memory: int | None,
     mesh: Mesh | None,
-) -> tuple[Scaled, Array]:
-    """The squared norms, `(layer, batch)`, that a sweep from the `start` sees, and the error of their log10 roots."""
+) -> Profile:
+    """The norms that a sweep from the `start` sees."""
     params, x = network.measurable(params, x, exposed=False)
     directions = checked_directions(f"the {start}", prod(_shape(network, start)), probes, sketch, key)
     mesh = checked_mesh(mesh, example=x.shape[0])
     blocks = plan_blocks(network, params, x, directions.carried, memory, mesh)
-    sweep = partial(_measured, start, network, directions, blocks, mesh)
+    sweep = partial(_measured, start, network, directions, blocks, mesh, average)
     if not traced((params, x, key)):
-        norms, error, safe = sweep(False, params, x, key)
-        if safe:
-            return norms, error
-    norms, error, _ = sweep(True, params, x, key)
-    return _finite(network, params, x, norms), error
+        profile, trusted = sweep(False, params, x, key)
+        if trusted:
+            return profile
+    return _finite(network, params, x, *sweep(True, params, x, key))
 
 
-def _finite(network: Network, params: Params, x: Array, norms: Scaled) -> Scaled:
-    """Returns `norms`; where they are not finite, raises for the parameter that made them so, else for overflow.
+def _finite(network: Network, params: Params, x: Array, measured: R, is_finite: Array) -> R:
+    """Returns what was `measured`; if it `is_finite` not, raises for the parameter that made it so, or for overflow.
 
     So big parameters are not read once more, which would take a quarter of a sweep's time.
     """
-    if known_false(jnp.isfinite(norms.square).all()):
+    try:
+        check_overflow(is_finite)
+    except FloatingPointError:
         network.check(params, x)
-    return finite(norms)
+        raise
+    return measured
 
 
-@partial(jax.jit, static_argnums=range(6))
+@partial(jax.jit, static_argnums=range(7))
 def _measured(
     start: str,
     network: Network,
     directions: Directions,
     blocks: Blocks,
     mesh: Mesh | None,
+    average: bool,
     careful: bool,
     params: Params,
     x: Array,
     key: PRNGKeyArray | None,
-) -> tuple[Scaled, Array, Array]:
-    """What `_swept` returns, and whether the fast way could be trusted."""
+) -> tuple[Profile, Array]:
+    """What `_swept` returns, and whether it can be trusted: the careful way, wherever it is finite."""
 
     def sweep(x: Array, v: Array) -> Seen:
         v = split_over(mesh, v.reshape(*v.shape[:2], *_shape(network, start)), "probe", "example")
@@ -320,10 +317,10 @@ def _measured(
 
     keys = jax.random.split(jax.random.key(0) if key is None else key, x.shape[0])
     seen = gathered(mesh, in_blocks(block, (x, keys), blocks.examples))
-    limit = jnp.finfo(x.dtype).tiny ** (1 / 3)  # squares of squares are kept too
-    safe = jnp.all((seen.square > limit) & (seen.square < 1 / limit))
+    limit = jnp.finfo(x.dtype).tiny ** (1 / 3)  # far from where squares are lost
+    trusted = jnp.isfinite(seen.square) if careful else (seen.square > limit) & (seen.square < 1 / limit)
     norms, error = directions.estimate(seen)
-    return normal(norms), error, safe
+    return _profile(network, normal(norms), error, average, QUANTITIES[start]), trusted.all()
 
 
 def _shape(network: Network, end: str) -> tuple[int, ...]:
@@ -342,26 +339,35 @@ def _large(start: str, network: Network, params: Params, x: Array, keys: Array, 
 
 
 @partial(jax.jit, static_argnums=0)
-def _both_halves(network: Network, params: Params, x: Array) -> tuple[Scaled, Scaled]:
-    """The squared norms, `(layer, batch)`, at every layer's pre-activation and at every layer's input."""
+def _gains(network: Network, params: Params, x: Array) -> tuple[GainSplit, Array]:
+    """What `log_gain_split` returns, and whether the norms are finite; it may hold NaN, where they are zero."""
     directions = Directions(prod(network.output_shape))
     basis = directions.basis(0, directions.size, batch=x.shape[0], dtype=x.dtype)
     v = basis.reshape(*basis.shape[:2], *network.output_shape)
     _, (halfway, after) = _pull_through(network, params, x, v, directions.see, careful=True)
-    return Scaled(halfway.exponent, halfway.exact), Scaled(after.exponent, after.exact)
+    halfway, after = Scaled(halfway.exponent, halfway.exact), Scaled(after.exponent, after.exact)
+    start = Scaled(jnp.zeros(x.shape[0], jnp.int32), jnp.full(x.shape[0], directions.size, x.dtype))
+    before = Scaled(*(jnp.concatenate([full[1:], one[None]]) for full, one in zip(after, start, strict=True)))
+    parts = {"weights": (after, halfway), "activation": (halfway, before), "total": (after, before)}
+    profiles = {}
+    for name, (top, bottom) in parts.items():
+        exponent, fraction, error = log_ratio(top, bottom)
+        profiles[name] = Profile(exponent, fraction, error, network.layer_names, f"log gain on the way back, {name}")
+    return GainSplit(**profiles), jnp.all(jnp.isfinite(halfway.square) & jnp.isfinite(after.square))
 
 
-@partial(jax.jit, static_argnums=range(4))
+@partial(jax.jit, static_argnums=range(5))
 def _layer_norms(
     network: Network,
     probes: int | None,
     blocks: Blocks,
     mesh: Mesh | None,
+    average: bool,
     params: Params,
     x: Array,
     key: PRNGKeyArray | None,
-) -> tuple[Scaled, Array]:
-    """The squared norms, `(layer, batch)`, of every layer's own Jacobian, and the error of their log10 roots."""
+) -> tuple[Profile, Array]:
+    """The norms of every layer's own Jacobian, and whether they are finite."""
 
     def step(layer: Layer, p: Any, carry: tuple[Array, Array]) -> Any:
         h, keys = carry
@@ -378,7 +384,9 @@ def _layer_norms(
         return jax.tree.map(lambda *stages: jnp.concatenate(stages), *results)
 
     keys = jax.random.split(jax.random.key(0) if key is None else key, x.shape[0])
-    return gathered(mesh, in_blocks(block, (x, keys), blocks.examples))
+    norms, error = gathered(mesh, in_blocks(block, (x, keys), blocks.examples))
+    profile = _profile(network, norms, error, average, "each layer's output with respect to its input")
+    return profile, jnp.isfinite(norms.square).all()
 
 
 def _affine_norms(layer: Dense | Conv, p: Any, point: Array, h: Array, h_next: Array) -> Scaled:

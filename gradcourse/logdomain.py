@@ -15,13 +15,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gradcourse.checks import known_false
 from gradcourse.profile import Profile
 
 __all__ = [
     "Scaled",
+    "check_overflow",
     "finite",
     "log_ratio",
     "log_root_mean_square",
@@ -115,13 +116,18 @@ def profile_of(
 
 
 def finite(norms: Scaled) -> Scaled:
-    """Returns `norms`, or raises `FloatingPointError`: from finite parameters and inputs, only overflow makes NaN."""
-    if known_false(jnp.isfinite(norms.square).all()):
+    """Returns `norms`, or raises as `check_overflow` where they are not finite."""
+    check_overflow(jnp.isfinite(norms.square).all())
+    return norms
+
+
+def check_overflow(finite: Bool[Array, ""]) -> None:
+    """Raises `FloatingPointError` unless `finite`: from finite parameters and inputs, only overflow makes NaN."""
+    if known_false(finite):
         raise FloatingPointError(
             "this network overflows its floating-point range, so its Jacobian cannot be evaluated; "
             "shrink the weights (init's scale), the depth or the input, or use a bounded activation."
         )
-    return norms
 
 
 def _common_exponent(norms: Scaled, axis: int) -> Array:

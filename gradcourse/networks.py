@@ -14,7 +14,7 @@ A stage of ten thousand equal layers is compiled once, with its parameters stack
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import groupby
 from typing import Any
 
@@ -74,7 +74,7 @@ class Network:
         """The shape of one output, without the batch axis."""
         return self.stages[-1].layer.output_shape(self.stages[-1].shape)
 
-    @property
+    @cached_property
     def layer_names(self) -> tuple[str, ...]:
         """One name per layer, such as `"0 dense"`."""
         kinds = (stage.layer.kind for stage in self.stages for _ in range(stage.repeats))

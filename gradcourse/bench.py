@@ -1,0 +1,359 @@
+"""Benchmarks: what the measurements cost, as ratios to alternatives that are timed in the same run.
+
+`python -m gradcourse bench` prints the table and, with `--json FILE`, records it with the machine, the versions and
+the command. The two programs of a row run in turn, round after round, so that whatever else the machine does meets
+both; the ratio is the median over rounds of the rounds' ratios, and its spread half their interquartile range.
+
+>>> row = race("doctest", "nothing", "itself", lambda: 0, lambda: 0, at_most=1e9, rounds=3)
+>>> row.holds
+True
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from gradcourse import contenders
+from gradcourse.checks import known_name
+from gradcourse.jacobians import backward_jacobian_norms
+from gradcourse.networks import Network, Params, cnn, mlp
+from gradcourse.probes import Probe, probe
+
+__all__ = ["CASES", "Row", "depth_scan", "matrix_product_peak", "provenance", "race", "run", "table"]
+
+BATCH, OUTPUTS = 32, 10
+SIZES = ((1000, 64), (1000, 256), (100, 1024))  # depth and width
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: seconds of ours and theirs, and their ratio with the bar it is held to.
+
+    With `at_most` the ratio is ours over theirs; with `at_least` it is theirs over ours: how many times faster.
+    """
+
+    case: str
+    setting: str
+    against: str
+    ours: float
+    theirs: float
+    ratio: float
+    spread: float
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the ratio is within its bar."""
+        return self.ratio <= self.at_most if self.at_most is not None else self.ratio >= (self.at_least or 0)
+
+    @property
+    def bar(self) -> str:
+        """The bar in words."""
+        return f"at most {self.at_most:g}" if self.at_most is not None else f"at least {self.at_least:g}"
+
+
+def race(
+    case: str,
+    setting: str,
+    against: str,
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+    rounds: int = 9,
+    warm: bool = True,
+) -> Row:
+    """Returns the row of two programs, timed in turn; with `warm` each runs once before, to compile."""
+    if warm:
+        seconds(ours), seconds(theirs)
+    pairs = np.array([(seconds(ours), seconds(theirs)) for _ in range(rounds)])
+    ratios = pairs[:, 0] / pairs[:, 1] if at_most is not None else pairs[:, 1] / pairs[:, 0]
+    low, ratio, high = np.percentile(ratios, [25, 50, 75])
+    mine, other = map(float, np.median(pairs, axis=0))
+    return Row(case, setting, against, mine, other, float(ratio), float(high - low) / 2, at_most, at_least)
+
+
+def seconds(program: Callable[[], Any]) -> float:
+    """Returns how long `program` takes until its results are there."""
+    start = time.perf_counter()
+    jax.block_until_ready(program())
+    return time.perf_counter() - start
+
+
+# The cases. Each yields rows; those against PyTorch and matfree only where these are installed.
+
+
+def _dense(depth: int, width: int, activation: str = "sigmoid") -> tuple[Network, Params, Any]:
+    network = mlp(width, [width] * (depth - 1), OUTPUTS, activation=activation)
+    return network, network.init(key=jax.random.key(0)), jax.random.normal(jax.random.key(1), (BATCH, width))
+
+
+def sweep(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Row]:
+    """The sweep against its bare matrix products, and against the same sweep outside the log domain."""
+    for depth, width in sizes:
+        network, params, x = _dense(depth, width)
+        ours, setting = partial(backward_jacobian_norms, network, params, x), f"dense, {depth} layers of {width}"
+        bare, plain = (make(network, params, x) for make in (contenders.bare_products, contenders.plain_sweep))
+        yield race("sweep", setting, "bare matrix products", ours, bare, at_most=1.15)
+        yield race("sweep", setting, "sweep without logs", ours, plain, at_most=1.1)
+
+
+def torch(sizes: Sequence[tuple[int, int]] = SIZES, shallow: int = 50) -> Iterator[Row]:
+    """The sweep against PyTorch."""
+    for (depth, width), times in zip(sizes, (2.5, 1.1, 1.0), strict=False):
+        network, params, x = _dense(depth, width)
+        ours, setting = partial(backward_jacobian_norms, network, params, x), f"dense, {depth} layers of {width}"
+        theirs = contenders.torch_batched(network, params, x)
+        yield race("torch", setting, "torch.autograd.grad, batched", ours, theirs, at_least=times)
+    network, params, x = _dense(shallow, 64)
+    ours = partial(backward_jacobian_norms, network, params, x)
+    theirs = contenders.torch_jacrev_per_layer(network, params, x)
+    yield race("torch", f"dense, {shallow} layers of 64", "torch.func.jacrev per layer", ours, theirs, at_least=20)
+
+
+def compiling(shallow: int = 50, depths: tuple[int, int] = (8, 8192)) -> Iterator[Row]:
+    """Compile time: against one `jax.jacrev` per layer, which is run once, and of many layers against few."""
+    network, params, x = _dense(shallow, 64)
+
+    def cold(program: Callable[[], Any]) -> Any:
+        jax.clear_caches()
+        return program()
+
+    ours = partial(cold, partial(backward_jacobian_norms, network, params, x))
+    theirs = partial(cold, lambda: contenders.jax_jacrev_per_layer(network, params, x)())
+    setting = f"dense, {shallow} layers of 64, with compile time"
+    yield race("compiling", setting, "jax.jacrev per layer", ours, theirs, at_least=20, rounds=3, warm=False)
+    deep, few = (partial(compile_sweep, _dense(depth, 64)[0]) for depth in reversed(depths))
+    setting = f"dense, compiling {depths[1]} layers of 64"
+    yield race("compiling", setting, f"compiling {depths[0]} layers", deep, few, at_most=1.3, rounds=9)
+
+
+def compile_sweep(network: Network) -> None:
+    """Traces and compiles the sweep anew."""
+    jax.clear_caches()
+    params = jax.eval_shape(lambda: network.init(key=jax.random.key(0)))
+    x = jax.ShapeDtypeStruct((BATCH, *network.input_shape), jnp.float32)
+    jax.jit(partial(backward_jacobian_norms, network)).lower(params, x).compile()
+
+
+def convolution(depth: int = 10_000) -> Iterator[Row]:
+    """The sweep through a deep convolutional network against one forward pass, in the faster of two ways."""
+    network = cnn((8, 8, 16), [16] * (depth - 2), OUTPUTS, activation="tanh", init="glorot_uniform")
+    params, x = network.init(key=jax.random.key(0)), jax.random.normal(jax.random.key(1), (8, 8, 8, 16))
+    ways: list[Callable[[], Any]] = [
+        partial(network.apply, params, x),
+        contenders.convolutions_as_products(network, params, x),
+    ]
+    for way in ways:
+        seconds(way)
+    forward = min(ways, key=seconds)
+    ours = partial(backward_jacobian_norms, network, params, x)
+    setting = f"conv, {depth} layers, 16 channels, 8 x 8, batch 8"
+    yield race("convolution", setting, "one forward pass", ours, forward, at_most=12, rounds=5)
+
+
+def matfree(depth: int = 50, width: int = 256, goal: float = 0.01, pilot: int = 1000) -> Iterator[Row]:
+    """All norms, exact, against matfree's estimate of a single one with a relative error of `goal`."""
+    network = mlp(width, [width] * (depth - 1), width, activation="tanh", init="glorot_normal")
+    params, x = network.init(key=jax.random.key(0)), jax.random.normal(jax.random.key(1), (1, width))
+    mean, error = contenders.matfree_frobenius_norm(network, params, x[0], samples=pilot)(jax.random.key(2))
+    single = float(error / mean) * pilot**0.5  # the relative error of one sample of the squared norm
+    samples = round((single / (2 * goal)) ** 2)  # the norm's relative error is half of its square's
+    theirs = partial(contenders.matfree_frobenius_norm(network, params, x[0], samples=samples), jax.random.key(3))
+    ours = partial(backward_jacobian_norms, network, params, x)
+    setting = f"dense, {depth} layers of {width}, exact"
+    yield race("matfree", setting, f"matfree, {goal:.0%} error, {samples} samples", ours, theirs, at_least=1)
+
+
+def probes(dense: tuple[int, int, int] = (8, 512, 128), conv: tuple[int, int, int] = (6, 16, 16)) -> Iterator[Row]:
+    """A training step with a probe at every layer against one without; layers, width or channels, batch."""
+    depth, width, batch = dense
+    network = mlp(width, [width] * (depth - 1), OUTPUTS, activation="relu", init="he_normal")
+    yield _probed(network, batch, f"dense, {depth} layers of {width}, batch {batch}")
+    depth, channels, batch = conv
+    network = cnn((16, 16, channels), [channels] * (depth - 2), OUTPUTS, activation="relu", init="he_normal")
+    yield _probed(network, batch, f"conv, {depth} layers of {channels} channels, 16 x 16, batch {batch}")
+
+
+def _probed(network: Network, batch: int, setting: str) -> Row:
+    params = network.init(key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (batch, *network.input_shape))
+    labels, optimizer = jnp.arange(batch) % OUTPUTS, optax.adam(1e-3)
+
+    def loss(params: Params, found: tuple[Probe | None, ...]) -> Any:
+        h = x
+        for stage, stage_params, stage_probes in zip(network.stages, params, found, strict=True):
+
+            def step(h: Any, one: Any, layer: Any = stage.layer) -> tuple[Any, None]:
+                p, place = one
+                return probe(layer.apply(p, h), place), None
+
+            h, _ = stage.scan(step, h, (stage_params, stage_probes))
+        return optax.losses.softmax_cross_entropy_with_integer_labels(h, labels).mean()
+
+    @jax.jit
+    def train(params: Params, state: Any, found: tuple[Probe | None, ...]) -> Any:
+        gradient, norms = jax.grad(loss, argnums=(0, 1))(params, found)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, norms
+
+    def ten_steps(found: tuple[Probe | None, ...]) -> Any:
+        state = optimizer.init(params)
+        for _ in range(10):
+            result = train(params, state, found)
+        return result
+
+    with_probes = tuple(Probe.zeros(stage.repeats) for stage in network.stages)
+    ours, theirs = partial(ten_steps, with_probes), partial(ten_steps, (None,) * len(network.stages))
+    return race("probes", f"{setting}, 10 steps", "without probes", ours, theirs, at_most=1.05, rounds=21)
+
+
+CASES: dict[str, Callable[[], Iterator[Row]]] = {
+    case.__name__: case for case in (sweep, torch, compiling, convolution, matfree, probes)
+}
+NEEDS = {"torch": "torch", "matfree": "matfree"}
+
+
+# Time and compile time against depth, for the book's figure
+
+
+def depth_scan(
+    depths: Sequence[int] = (2, 8, 32, 128, 512, 2048, 8192), *, patience: float = 20, rounds: int = 5
+) -> list[dict[str, Any]]:
+    """Returns seconds to run and to compile each way of measuring all layers of width 64, against depth.
+
+    A way is left off where a smaller depth has taken more than `patience` seconds. PyTorch compiles nothing.
+    """
+    ways: dict[str, Callable[..., Callable[[], Any]]] = {
+        "one sweep, scanned": lambda *net: partial(backward_jacobian_norms, *net),
+        "jax.jacrev per layer": contenders.jax_jacrev_per_layer,
+    }
+    if find_spec("torch"):
+        ways |= {
+            "torch.autograd.grad, batched": contenders.torch_batched,
+            "torch.func.jacrev per layer": contenders.torch_jacrev_per_layer,
+        }
+    points = []
+    for way, make in ways.items():
+        for depth in depths:
+            program = make(*_dense(depth, 64))
+            jax.clear_caches()
+            first = seconds(program)
+            again = float(np.median([seconds(program) for _ in range(rounds if first < 1 else 1)]))
+            compiled = max(first - again, 0) if "torch" not in way else 0.0
+            points.append({"way": way, "depth": depth, "run": again, "compile": compiled})
+            if first > patience:
+                break
+    return points
+
+
+def matrix_product_peak(size: int = 2048, rounds: int = 9) -> float:
+    """Returns the floating-point operations per second of the fastest round of a large float32 matrix product."""
+    a = jnp.ones((size, size))
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision=lax.Precision.HIGHEST))
+    seconds(partial(product, a))
+    return 2 * size**3 / min(seconds(partial(product, a)) for _ in range(rounds))
+
+
+def sweep_shares(sizes: Sequence[tuple[int, int]] = SIZES, rounds: int = 5) -> dict[str, float]:
+    """Returns, per size, the share of that peak at which the sweep's matrix products are worked off."""
+    peak, shares = matrix_product_peak(), {}
+    for depth, width in sizes:
+        program = partial(backward_jacobian_norms, *_dense(depth, width))
+        seconds(program)
+        operations = 2 * depth * width**2 * BATCH * (1 + OUTPUTS)
+        shares[f"dense, {depth} layers of {width}"] = operations / min(seconds(program) for _ in range(rounds)) / peak
+    return shares
+
+
+# The record
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """Returns what the numbers depend on: device, versions, date and command."""
+    device = jax.devices()[0]
+    versions = {}
+    for package in ("gradcourse", "jax", "jaxlib", "numpy", "torch", "matfree"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "command": command,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "platform": device.platform,
+        "device": _processor() if device.platform == "cpu" else device.device_kind,
+        "driver": str(getattr(device.client, "platform_version", "")).strip(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions,
+        "settings": {"batch": BATCH, "outputs": OUTPUTS, "dtype": "float32", "matmul precision": "highest"},
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Returns the rows as text, one a line, with times in milliseconds."""
+    lines = [("what", "against", "ours, ms", "theirs, ms", "ratio", "bar", "")]
+    for row in rows:
+        ratio = f"{row.ratio:.3g} +- {row.spread:.2g}"
+        times = (f"{1e3 * row.ours:.4g}", f"{1e3 * row.theirs:.4g}")
+        lines.append((row.setting, row.against, *times, ratio, row.bar, "holds" if row.holds else "MISSED"))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def run(cases: Sequence[str] = (), record: Path | None = None) -> list[Row]:
+    """Runs the named cases (all by default), prints their table, and writes the record where one is asked for.
+
+    The record also holds the depth scan and the shares of the matrix-product peak. Raises `ValueError` for an unknown
+    case. Rows against a package that is not installed are left off, and a line says so.
+    """
+    names = [known_name("case", name, tuple(CASES)) for name in cases] or list(CASES)
+    rows: list[Row] = []
+    for name in names:
+        if name in NEEDS and not find_spec(NEEDS[name]):
+            print(f"{name}: left off, {NEEDS[name]} is not installed (pip install -e '.[bench]')", file=sys.stderr)
+            continue
+        for row in CASES[name]():
+            rows.append(row)
+            print(table([row]).splitlines()[1], file=sys.stderr, flush=True)
+    print(table(rows))
+    if record is not None:
+        command = " ".join(["python -m gradcourse bench", *cases, "--json", record.name])
+        results = {
+            "provenance": provenance(command),
+            "rows": [asdict(row) | {"holds": row.holds} for row in rows],
+            "depth_scan": depth_scan(),
+            "matrix_product_peak": matrix_product_peak(),
+            "shares_of_peak": sweep_shares(),
+        }
+        record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(f"recorded in {record}")
+    return rows
