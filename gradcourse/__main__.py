@@ -16,9 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     benchmark.add_argument("--json", type=Path, metavar="FILE", help="record the results, with their provenance")
     options = parser.parse_args(arguments)
     try:
-        bench.run(options.cases, options.json)
+        bench.chosen(options.cases)
     except ValueError as error:
         parser.error(str(error))
+    bench.run(options.cases, options.json)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,19 @@ from gradcourse.jacobians import backward_jacobian_norms
 from gradcourse.networks import Network, Params, cnn, mlp
 from gradcourse.probes import Probe, probe
 
-__all__ = ["CASES", "Row", "depth_scan", "matrix_product_peak", "provenance", "race", "run", "table"]
+__all__ = [
+    "CASES",
+    "Record",
+    "Row",
+    "chosen",
+    "depth_scan",
+    "matrix_product_peak",
+    "provenance",
+    "race",
+    "run",
+    "sweep_shares",
+    "table",
+]
 
 BATCH, OUTPUTS = 32, 10
 SIZES = ((1000, 64), (1000, 256), (100, 1024))  # depth and width
@@ -125,10 +137,10 @@ def torch(sizes: Sequence[tuple[int, int]] = SIZES, shallow: int = 50) -> Iterat
     network, params, x = _dense(shallow, 64)
     ours = partial(backward_jacobian_norms, network, params, x)
     theirs = contenders.torch_jacrev_per_layer(network, params, x)
-    yield race("torch", f"dense, {shallow} layers of 64", "torch.func.jacrev per layer", ours, theirs, at_least=20)
+    yield race("torch", f"dense, {shallow} layers of 64", "torch.func.jacrev per layer", ours, theirs, at_least=20.0)
 
 
-def compiling(shallow: int = 50, depths: tuple[int, int] = (8, 8192)) -> Iterator[Row]:
+def compiling(shallow: int = 50, depths: tuple[int, int] = (8, 8192), rounds: int = 5) -> Iterator[Row]:
     """Compile time: against one `jax.jacrev` per layer, which is run once, and of many layers against few."""
     network, params, x = _dense(shallow, 64)
 
@@ -139,10 +151,10 @@ def compiling(shallow: int = 50, depths: tuple[int, int] = (8, 8192)) -> Iterato
     ours = partial(cold, partial(backward_jacobian_norms, network, params, x))
     theirs = partial(cold, lambda: contenders.jax_jacrev_per_layer(network, params, x)())
     setting = f"dense, {shallow} layers of 64, with compile time"
-    yield race("compiling", setting, "jax.jacrev per layer", ours, theirs, at_least=20, rounds=3, warm=False)
+    yield race("compiling", setting, "jax.jacrev per layer", ours, theirs, at_least=20.0, rounds=rounds, warm=False)
     deep, few = (partial(compile_sweep, _dense(depth, 64)[0]) for depth in reversed(depths))
     setting = f"dense, compiling {depths[1]} layers of 64"
-    yield race("compiling", setting, f"compiling {depths[0]} layers", deep, few, at_most=1.3, rounds=9)
+    yield race("compiling", setting, f"compiling {depths[0]} layers", deep, few, at_most=1.3, rounds=rounds)
 
 
 def compile_sweep(network: Network) -> None:
@@ -166,7 +178,7 @@ def convolution(depth: int = 10_000) -> Iterator[Row]:
     forward = min(ways, key=seconds)
     ours = partial(backward_jacobian_norms, network, params, x)
     setting = f"conv, {depth} layers, 16 channels, 8 x 8, batch 8"
-    yield race("convolution", setting, "one forward pass", ours, forward, at_most=12, rounds=5)
+    yield race("convolution", setting, "one forward pass", ours, forward, at_most=12.0, rounds=5)
 
 
 def matfree(depth: int = 50, width: int = 256, goal: float = 0.01, pilot: int = 1000) -> Iterator[Row]:
@@ -179,7 +191,7 @@ def matfree(depth: int = 50, width: int = 256, goal: float = 0.01, pilot: int = 
     theirs = partial(contenders.matfree_frobenius_norm(network, params, x[0], samples=samples), jax.random.key(3))
     ours = partial(backward_jacobian_norms, network, params, x)
     setting = f"dense, {depth} layers of {width}, exact"
-    yield race("matfree", setting, f"matfree, {goal:.0%} error, {samples} samples", ours, theirs, at_least=1)
+    yield race("matfree", setting, f"matfree, {goal:.0%} error, {samples} samples", ours, theirs, at_least=1.0)
 
 
 def probes(dense: tuple[int, int, int] = (8, 512, 128), conv: tuple[int, int, int] = (6, 16, 16)) -> Iterator[Row]:
@@ -195,7 +207,7 @@ def probes(dense: tuple[int, int, int] = (8, 512, 128), conv: tuple[int, int, in
 def _probed(network: Network, batch: int, setting: str) -> Row:
     params = network.init(key=jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (batch, *network.input_shape))
-    labels, optimizer = jnp.arange(batch) % OUTPUTS, optax.adam(1e-3)
+    labels, optimizer = jnp.arange(batch) % OUTPUTS, optax.sgd(0.1)
 
     def loss(params: Params, found: tuple[Probe | None, ...]) -> Any:
         h = x
@@ -286,6 +298,33 @@ def sweep_shares(sizes: Sequence[tuple[int, int]] = SIZES, rounds: int = 5) -> d
 # The record
 
 
+@dataclass(frozen=True)
+class Record:
+    """The results of a run, and what they depend on."""
+
+    provenance: dict[str, Any]
+    rows: tuple[Row, ...]
+    depth_scan: list[dict[str, Any]]
+    matrix_product_peak: float
+    shares_of_peak: dict[str, float]
+
+    @classmethod
+    def read(cls, path: Path | str) -> "Record":
+        """Returns the record in the JSON file at `path`."""
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls(**fields | {"rows": tuple(Row(**row) for row in fields["rows"])})
+
+    def write(self, path: Path | str) -> None:
+        """Writes the record as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        """What machine, when and how, in a few lines."""
+        versions = ", ".join(f"{package} {found}" for package, found in self.provenance["versions"].items())
+        where = "{device}, {cores} cores, {system}, Python {python}".format(**self.provenance)
+        return f"{where}\n{versions}\n{self.provenance['date']}: {self.provenance['command']}"
+
+
 def provenance(command: str) -> dict[str, Any]:
     """Returns what the numbers depend on: device, versions, date and command."""
     device = jax.devices()[0]
@@ -329,15 +368,19 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
+def chosen(cases: Sequence[str]) -> list[str]:
+    """Returns the names of the cases to run, all if none is named; raises `ValueError` for an unknown one."""
+    return [known_name("case", name, tuple(CASES)) for name in cases] or list(CASES)
+
+
 def run(cases: Sequence[str] = (), record: Path | None = None) -> list[Row]:
     """Runs the named cases (all by default), prints their table, and writes the record where one is asked for.
 
-    The record also holds the depth scan and the shares of the matrix-product peak. Raises `ValueError` for an unknown
-    case. Rows against a package that is not installed are left off, and a line says so.
+    The record also holds the depth scan and the shares of the matrix-product peak. Rows against a package that is not
+    installed are left off, and a line says so. Raises as `chosen`.
     """
-    names = [known_name("case", name, tuple(CASES)) for name in cases] or list(CASES)
     rows: list[Row] = []
-    for name in names:
+    for name in chosen(cases):
         if name in NEEDS and not find_spec(NEEDS[name]):
             print(f"{name}: left off, {NEEDS[name]} is not installed (pip install -e '.[bench]')", file=sys.stderr)
             continue
@@ -347,13 +390,6 @@ def run(cases: Sequence[str] = (), record: Path | None = None) -> list[Row]:
     print(table(rows))
     if record is not None:
         command = " ".join(["python -m gradcourse bench", *cases, "--json", record.name])
-        results = {
-            "provenance": provenance(command),
-            "rows": [asdict(row) | {"holds": row.holds} for row in rows],
-            "depth_scan": depth_scan(),
-            "matrix_product_peak": matrix_product_peak(),
-            "shares_of_peak": sweep_shares(),
-        }
-        record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        Record(provenance(command), tuple(rows), depth_scan(), matrix_product_peak(), sweep_shares()).write(record)
         print(f"recorded in {record}")
     return rows

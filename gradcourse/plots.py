@@ -26,7 +26,7 @@ from gradcourse.activations import resolve
 from gradcourse.jacobians import GainSplit
 from gradcourse.profile import Profile
 
-__all__ = ["LOOK", "STYLE", "Figure", "curves", "gain_split", "images", "look", "profiles", "slopes"]
+__all__ = ["LOOK", "STYLE", "Figure", "costs", "curves", "gain_split", "images", "look", "profiles", "slopes"]
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -226,6 +226,30 @@ def gain_split(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             _finish(axes, label or title, legend=axes is panels[0])
         panels[0].set_ylabel(r"$\log_{10}$ gain on the way back")
+    return figure
+
+
+def costs(points: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
+    """Returns seconds to run and seconds to compile against depth, for every way of measuring all layers.
+
+    `points` are those of `gradcourse.bench.depth_scan`; a way that compiles nothing is left out on the right.
+    """
+    figure, panels = _panels(2, sharey=True)
+    ways = list(dict.fromkeys(point["way"] for point in points))
+    with mpl.rc_context(STYLE):
+        for axes, kind, words in zip(panels, ("run", "compile"), ("to run", "to compile"), strict=True):
+            for way, pen in _pens(ways).items():
+                own = [point for point in points if point["way"] == way and point[kind] > 0]
+                axes.plot(
+                    [point["depth"] for point in own],
+                    [point[kind] for point in own],
+                    pen.marker + "-",
+                    color=pen.colour,
+                    label=way,
+                )
+            axes.set(xlabel="layers", xscale="log", yscale="log")
+            _finish(axes, f"{title}{words}", legend=axes is panels[0])
+        panels[0].set_ylabel("seconds")
     return figure
 
 
