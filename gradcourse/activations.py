@@ -13,12 +13,15 @@ because it computes `y * (1 - y)` with a `y` that has been rounded to 1; the clo
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import pi, sqrt
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
+from numpy.typing import NDArray
 
 from gradcourse.checks import known_name
 
@@ -65,6 +68,39 @@ class Activation:
             return self.derivative(s)
         return jax.jvp(self.function, (s,), (jnp.ones_like(s),))[1]
 
+    @property
+    def linear_at_zero(self) -> bool:
+        """Whether `f(s)` is `s f'(s)` next to 0: then a pre-activation too small for its format can be scaled."""
+        return bool(self._is_linear[2:5].all())
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether `f(s)` is `s f'(s)` everywhere, as for rectifiers: then any pre-activation can be scaled.
+
+        >>> [name for name, activation in ACTIVATIONS.items() if activation.homogeneous]
+        ['identity', 'relu', 'leaky_relu']
+        """
+        return bool(self._is_linear.all())
+
+    @property
+    def kinked_at_zero(self) -> bool:
+        """Whether the slope jumps at 0, so that the sign of even the smallest pre-activation matters."""
+        below, above = self._samples[2][[2, 4]]
+        return not np.isclose(below, above, rtol=1e-3)
+
+    @cached_property
+    def _samples(self) -> NDArray[np.float32]:
+        """Pre-activations from very small to very large, and the function and its slope there."""
+        s = np.array([-1e30, -1, -1e-10, 0, 1e-10, 1, 1e30], np.float32)
+        with jax.ensure_compile_time_eval():
+            return np.stack([s, self(s), self.slope(s)])
+
+    @property
+    def _is_linear(self) -> NDArray[np.bool_]:
+        s, value, slope = self._samples
+        with np.errstate(over="ignore", invalid="ignore"):  # of functions that grow faster
+            return np.abs(value - s * slope) <= 1e-3 * np.abs(value)
+
 
 def _sigmoid_slope(s: Array) -> Array:
     return jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
@@ -83,8 +119,15 @@ def _silu_slope(s: Array) -> Array:
 
 
 def _step(below: float) -> Callable[[Array], Array]:
-    """The derivative of a rectifier with slope `below` on the negative side; at 0 it takes that side's value."""
-    return lambda s: jnp.where(s > 0, 1.0, below).astype(s.dtype)
+    """The derivative of a rectifier with slope `below` on the negative side; at 0 it takes that side's value.
+
+    Of NaN, which an overflow leaves, it is NaN: a comparison alone would hide it.
+    """
+    return lambda s: jnp.where(s > 0, 1.0, jnp.where(s <= 0, below, jnp.nan)).astype(s.dtype)
+
+
+def _hard_tanh_slope(s: Array) -> Array:
+    return jnp.where(jnp.abs(s) < 1, 1.0, jnp.where(jnp.abs(s) >= 1, 0.0, jnp.nan)).astype(s.dtype)
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -138,7 +181,7 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation(
             "hard_tanh",
             jax.nn.hard_tanh,
-            lambda s: (jnp.abs(s) < 1).astype(s.dtype),
+            _hard_tanh_slope,
             1.0,
             (-1.0, 1.0),
             "Collobert 2004",

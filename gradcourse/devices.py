@@ -4,7 +4,7 @@ A mesh is an array of devices with named axes, made by jax. Three names mean som
 (`gradcourse.sweeps`), `"example"` and `"probe"` (`gradcourse.jacobians`). A mesh may have any of them, of any size.
 
 >>> import jax, jax.numpy as jnp
->>> mesh = jax.make_mesh((1,), ("example",), axis_types=(jax.sharding.AxisType.Auto,))
+>>> mesh = checked_mesh(jax.make_mesh((1,), ("example",)), example=4)
 >>> split_over(mesh, jnp.ones((4, 3)), "example").shape
 (4, 3)
 """
@@ -29,10 +29,14 @@ def parts(mesh: Mesh | None, axis: str) -> int:
 def checked_mesh(mesh: Mesh | None, **sizes: int) -> Mesh | None:
     """Returns `mesh` if it has a known axis and each of `sizes` can be split over the axis of its name.
 
-    Raises `ValueError` where a size is no multiple of the number of devices along its axis.
+    All its axes are made `Auto`, jax's word for meshes on which it finds the way of splitting by itself. Raises
+    `TypeError` for anything but a mesh, `ValueError` where a size is no multiple of the number of devices along its
+    axis.
     """
     if mesh is None:
         return None
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh={mesh!r} is a {type(mesh).__name__}; accepted is what jax.make_mesh returns, or None.")
     if not set(mesh.axis_names) & set(AXES):
         raise ValueError(f"mesh has the axes {mesh.axis_names}; accepted is at least one of {AXES}.")
     for axis, size in sizes.items():
@@ -41,7 +45,7 @@ def checked_mesh(mesh: Mesh | None, **sizes: int) -> Mesh | None:
                 f"mesh has {parts(mesh, axis)} devices along {axis!r} and there are {size}; accepted is a multiple. "
                 f"Take as many more or fewer, or a mesh with another size of {axis!r}."
             )
-    return mesh
+    return Mesh(mesh.devices, mesh.axis_names)
 
 
 def split_over(mesh: Mesh | None, array: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:

@@ -41,7 +41,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gradcourse.checks import positive_integer
-from gradcourse.layers import Layer
+from gradcourse.layers import Layer, as_scaled, linearized
 from gradcourse.logdomain import LN10, Scaled, finite, to_unit
 from gradcourse.networks import Network, Params
 from gradcourse.profile import Profile
@@ -185,7 +185,8 @@ def layer_extremes(
     `x` is `(batch, *input_shape)`; both profiles are `(batch, layer)`, and their `root_mean_square` and `mean` are
     averages over the batch. The largest is a lower bound and the smallest an upper one; 1.96 times the `standard_error`
     reach, with a probability of 95 % and for every map, as far as the true value may be beyond, in decades. It is
-    infinite where the smallest may as well be 0, and 0 where it is. `key` draws the starts.
+    infinite where the smallest may as well be 0, also where the smallest found is 0: below rounding, 8 times machine
+    epsilon of the largest, nothing can be told from 0. `key` draws the starts.
 
     Cost: per layer and example `steps` passes forward and `steps` back, and `steps` vectors of the input's and of the
     output's size. Raises `ValueError` or `TypeError` for parameters or inputs that do not fit or are not finite and
@@ -204,14 +205,18 @@ def layer_extremes(
     for value in (found.largest, found.smallest):
         finite(Scaled(exponent, value))
     return LayerExtremes(
-        _profile(network, exponent, found.largest, jnp.log(found.upper), "largest"),
-        _profile(network, exponent, found.smallest, jnp.log(found.lower), "smallest"),
+        _profile(network, exponent, found, found.largest, found.upper, "largest"),
+        _profile(network, exponent, found, found.smallest, found.lower, "smallest"),
     )
 
 
-def _profile(network: Network, exponent: Array, value: Array, log_end: Array, which: str) -> Profile:
-    """The profile, `(batch, layer)`, of singular values `(layer, batch)` with the other ends of their intervals."""
-    error = jnp.where(value > 0, jnp.abs(jnp.log(value) - log_end), 0) / (LN10 * NORMAL_95)
+def _profile(network: Network, exponent: Array, found: Extremes, value: Array, end: Array, which: str) -> Profile:
+    """The profile, `(batch, layer)`, of singular values `(layer, batch)` with the other ends of their intervals.
+
+    A value of 0 is certain only of a map whose largest is 0.
+    """
+    unknown = jnp.where(found.largest > 0, jnp.inf, 0)
+    error = jnp.where(value > 0, jnp.abs(jnp.log(value) - jnp.log(end)), unknown) / (LN10 * NORMAL_95)
     exponent = jnp.where(value > 0, exponent, 0)
     name = f"{which} singular value of the Jacobian: each layer's output with respect to its input"
     return Profile(exponent.T, jnp.log2(value).T, error.T, network.layer_names, name)
@@ -222,12 +227,12 @@ def _extremes_of_layers(
     network: Network, params: Params, x: Array, steps: int, key: PRNGKeyArray
 ) -> tuple[Int[Array, "layer batch"], Extremes]:
     """The extremes of every layer, `(layer, batch)`, in units of two to the power of the exponents."""
-    keys, h, results = jax.random.split(key, (network.depth, x.shape[0])), x, []
+    keys, h, results = jax.random.split(key, (network.depth, x.shape[0])), as_scaled(x), []
     for stage, stage_params in zip(network.stages, params, strict=True):
 
         def step(h: Any, one: Any, layer: Layer = stage.layer) -> Any:
             p, keys = one
-            return layer.apply(p, h), lax.map(lambda each: _of_one(layer, p, *each, steps=steps), (h, keys))
+            return linearized(layer, p, h)[0], lax.map(lambda each: _of_one(layer, p, *each, steps=steps), (*h, keys))
 
         stage_keys, keys = keys[: stage.repeats], keys[stage.repeats :]
         h, found = stage.scan(step, h, (stage_params, stage_keys))
@@ -235,9 +240,11 @@ def _extremes_of_layers(
     return jax.tree.map(lambda *stages: jnp.concatenate(stages), *results)
 
 
-def _of_one(layer: Layer, p: Any, h: Array, key: PRNGKeyArray, *, steps: int) -> tuple[Int[Array, ""], Extremes]:
+def _of_one(
+    layer: Layer, p: Any, h: Array, exponent: Array, key: PRNGKeyArray, *, steps: int
+) -> tuple[Int[Array, ""], Extremes]:
     """One layer's extremes at one example. Both halves of the layer are scaled by powers of two on the way."""
-    y, point = layer.linearize(p, h[None])
+    (y, _), point = linearized(layer, p, (h[None], exponent[None]))
     trial = jax.random.normal(key, (1, 1, *h.shape), h.dtype)
     s, outer = to_unit(layer.push(p, point, trial), tuple(range(y.ndim + 1)))
     _, inner = to_unit(layer.through_activation(point, s), tuple(range(y.ndim + 1)))

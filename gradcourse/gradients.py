@@ -16,18 +16,21 @@ there, so a gradient of 1e-400 is right in float32. For a loss of your own, or a
 
 from collections.abc import Callable
 from functools import partial
+from math import frexp, log
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gradcourse.checks import known_false, known_name, positive_number
-from gradcourse.layers import Layer
-from gradcourse.logdomain import NO_EXPONENT, Scaled, finite, profile_of, rescale, to_unit
+from gradcourse.layers import Conv, Dense, Layer, ScaledInput, as_scaled, linearized, times_power
+from gradcourse.logdomain import NO_EXPONENT, Scaled, check_overflow, finite, profile_of, rescale, to_unit, total
 from gradcourse.networks import Network, Params
 from gradcourse.profile import Profile
+from gradcourse.shortcuts import parameter_gradient
 
 __all__ = [
     "Loss",
@@ -40,6 +43,7 @@ __all__ = [
 Loss = Callable[[Any, Any], Any]
 CROSS_ENTROPY: Loss = optax.losses.softmax_cross_entropy_with_integer_labels
 PLACES = ("input", "preactivation")
+CERTAIN = 2.0**28  # a label this far ahead has a gradient of 0: its exponent nears the end of int32
 
 
 def activation_gradient_norms(
@@ -55,12 +59,14 @@ def activation_gradient_norms(
     r"""Returns $\|\partial C/\partial h_l\|$ for every layer $l$, or $\|\partial C/\partial s_l\|$.
 
     `loss(output, label)` is the loss $C$ of one example, a scalar; by default the cross-entropy of the softmax with an
-    integer label. `x` is `(batch, *input_shape)` and `y` anything whose arrays have the batch in front. An entry is
-    taken `at` its layer's `"input"` $h_l$, or at its `"preactivation"` $s_l$, where Glorot and Bengio (2010) and He et
-    al. (2015) look; for layers without an activation that is their output. `average` as in `backward_jacobian_norms`:
-    norms are per example, not of the batch's mean loss, which divides each by the batch size.
+    integer label, right however confident the network is (from a lead of 2.7e8 on, the gradient is taken to be 0). `x`
+    is `(batch, *input_shape)` and `y` anything whose arrays have the batch in front. An entry is taken `at` its layer's
+    `"input"` $h_l$, or at its `"preactivation"` $s_l$, where Glorot and Bengio (2010) and He et al. (2015) look; for
+    layers without an activation that is their output. `average` as in `backward_jacobian_norms`: norms are per example,
+    not of the batch's mean loss, which divides each by the batch size.
 
-    Cost: one forward and one backward pass. Raises as `backward_jacobian_norms`, and for labels that do not fit.
+    Cost: one forward and one backward pass. Raises as `backward_jacobian_norms`, for labels that do not fit, and
+    `ValueError` where the gradient of `loss` itself is not finite.
 
     >>> from gradcourse.networks import mlp
     >>> network = mlp(4, [4], 4, activation="identity", init="orthogonal")
@@ -72,7 +78,7 @@ def activation_gradient_norms(
     """
     place = PLACES.index(known_name("at", at, PLACES))
     params, x, y = _checked(network, params, x, y, loss)
-    norms = finite(_activation_norms(network, loss, place, params, x, y))
+    norms = _sound(_activation_norms(network, loss, place, params, x, y))
     quantity = f"gradient of the loss with respect to each layer's {at}"
     return profile_of(norms, jnp.zeros_like(norms.square), network.layer_names, quantity, average=average)
 
@@ -94,7 +100,7 @@ def parameter_gradient_norms(
     """
     params, x, y = _checked(network, params, x, y, loss)
     layers = _layers_with(network, params, part)
-    exponent, square = finite(_parameter_norms(network, loss, part, params, x, y))
+    exponent, square = _sound(_parameter_norms(network, loss, part, params, x, y))
     quantity = f"gradient of the mean loss with respect to each layer's {_named(part)}"
     return Profile(exponent, jnp.log2(square) / 2, jnp.zeros_like(square), layers, quantity)
 
@@ -102,10 +108,11 @@ def parameter_gradient_norms(
 def update_to_weight_ratios(network: Network, params: Params, updates: Params, *, part: str = "all") -> Profile:
     """Returns the norm of each layer's update divided by that of its parameters, for an optimiser's `updates`.
 
-    `updates` is what `optimizer.update` returns, in the form of `params`. `part` and layers as in
-    `parameter_gradient_norms`; parameters that are all zero, such as fresh biases, make the ratio infinite (NaN if the
-    update is zero too). Raises `ValueError` where `updates` has other shapes than `params`. Around 1e-3 is a rule of
-    thumb (Karpathy, makemore, part 3).
+    `updates` is what `optimizer.update` returns, in the form of `params`; half precision is squared in float32. `part`
+    and layers as in `parameter_gradient_norms`; parameters that are all zero, such as fresh biases, make the ratio
+    infinite (NaN if the update is zero too). Raises `ValueError` where `updates` has other shapes than `params` or is
+    not finite, `TypeError` where it is no tuple of floating-point numbers. Around 1e-3 is a rule of thumb (Karpathy,
+    makemore, part 3).
 
     >>> from gradcourse.networks import mlp
     >>> network = mlp(3, [5, 5], 2)
@@ -115,10 +122,12 @@ def update_to_weight_ratios(network: Network, params: Params, updates: Params, *
     """
     params, _ = network.measurable(params, jnp.zeros((1, *network.input_shape), _dtype(params)))
     layers = _layers_with(network, params, part)
-    given, expected = (jax.tree.map(jnp.shape, tree) for tree in (updates, params))
-    if given != expected:
-        raise ValueError(f"updates have the shapes {given}; accepted are those of params, {expected}.")
-    return _ratio(_layer_squares(network, part, updates), _layer_squares(network, part, params), layers, part)
+    params, updates = _in_one_precision(params, _checked_updates(updates, params))
+    update = _layer_squares(network, part, updates)
+    if known_false((sound := jnp.isfinite(update.square)).all()):
+        name = layers[int(jnp.argmin(sound))]
+        raise ValueError(f"updates of layer {name!r} contain NaN or infinity; accepted are finite numbers.")
+    return _ratio(update, _layer_squares(network, part, params), layers, part)
 
 
 def sgd_update_to_weight_ratios(
@@ -137,9 +146,9 @@ def sgd_update_to_weight_ratios(
     """
     params, x, y = _checked(network, params, x, y, loss)
     layers = _layers_with(network, params, part)
-    rate, rate_exponent = to_unit(jnp.asarray(positive_number("learning_rate", learning_rate)), ())
-    gradient = finite(_parameter_norms(network, loss, part, params, x, y))
-    update = Scaled(gradient.exponent + rate_exponent, gradient.square * jnp.square(rate).astype(x.dtype))
+    rate, rate_exponent = frexp(positive_number("learning_rate", learning_rate))  # a float32 has no 1e-50
+    gradient = _sound(_parameter_norms(network, loss, part, params, x, y))
+    update = Scaled(gradient.exponent + rate_exponent, gradient.square * rate**2)
     return _ratio(update, _layer_squares(network, part, params), layers, part)
 
 
@@ -149,47 +158,60 @@ def _ratio(update: Scaled, weight: Scaled, layers: tuple[str, ...], part: str) -
     return Profile(update.exponent - weight.exponent, fraction, jnp.zeros_like(fraction), layers, quantity)
 
 
-# The sweep: at each layer, `see` is told the layer's parameters, its input and the cotangent on its pre-activation.
-See = Callable[[Layer, Any, Array, Array, Array], Any]
+# The sweep: at each layer, `see` is told its parameters, its input and the cotangent on its pre-activation. These two
+# have an exponent for each example.
+See = Callable[[Layer, Any, ScaledInput, Array, Array], Any]
+Sound = tuple[Bool[Array, ""], Bool[Array, ""]]  # whether the outputs are finite, and the loss's gradient there
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _activation_norms(network: Network, loss: Loss, place: int, params: Params, x: Array, y: Any) -> Scaled:
+def _activation_norms(
+    network: Network, loss: Loss, place: int, params: Params, x: Array, y: Any
+) -> tuple[Scaled, Sound]:
     """The squared norms, `(layer, batch)`, at every layer's input (place 0) or pre-activation (1)."""
-    results = _sweep(network, loss, params, x, y, lambda *_: ())
-    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *[norms[place] for norms, _ in results])
+    results, sound = _sweep(network, loss, params, x, y, lambda *_: ())
+    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *[norms[place] for norms, _ in results]), sound
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _parameter_norms(network: Network, loss: Loss, part: str, params: Params, x: Array, y: Any) -> Scaled:
+def _parameter_norms(network: Network, loss: Loss, part: str, params: Params, x: Array, y: Any) -> tuple[Scaled, Sound]:
     """The squared norms, `(layer,)`, of the mean loss's gradient with respect to each layer's `part`."""
 
-    def see(layer: Layer, p: Any, h: Array, v: Array, exponent: Array) -> Any:
-        if not _chosen(p, part):
-            return ()
-        alive = jnp.any(v != 0, axis=range(1, v.ndim))
-        shared = jnp.max(jnp.where(alive, exponent, NO_EXPONENT))
-        shared = jnp.where(shared == NO_EXPONENT, 0, shared)
-        weights = jnp.ldexp(jnp.ones(len(v), v.dtype), jnp.clip(exponent - shared, -1000, 0)) / len(v)
-        _, pull = jax.vjp(lambda p: getattr(layer, "preactivation", layer.apply)(p, h), p)
-        (gradient,) = pull(v * weights.reshape(-1, *[1] * (v.ndim - 1)))
-        norm = _squares(_chosen(gradient, part))
-        return Scaled(shared + norm.exponent, norm.square)
+    def see(layer: Layer, p: Any, h: ScaledInput, v: Array, exponent: Array) -> Any:
+        if not isinstance(layer, Dense | Conv):
+            return _mean_squares(layer, p, times_power(*h), v, exponent, part) if _chosen(p, part) else ()
+        # The gradient of the weights is in proportion to the input, that of the bias is not.
+        exponents = {"weight": exponent + h[1], "bias": exponent}
+        norms = [_mean_squares(layer, p, h[0], v, exponents[name], name) for name in exponents if part in ("all", name)]
+        return total(jax.tree.map(lambda *parts: jnp.stack(parts), *norms)) if norms else ()
 
-    seen = [result for _, result in _sweep(network, loss, params, x, y, see) if result]
-    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *seen)
+    results, sound = _sweep(network, loss, params, x, y, see)
+    seen = [result for _, result in results if result]
+    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *seen), sound
 
 
-def _sweep(network: Network, loss: Loss, params: Params, x: Array, y: Any, see: See) -> list[Any]:
+def _mean_squares(layer: Layer, p: Any, h: Array, v: Array, exponent: Array, part: str) -> Scaled:
+    """The squared norm of the mean over examples of the gradients of `part`, for cotangents `v * 2 ** exponent`."""
+    alive = jnp.any(v != 0, axis=range(1, v.ndim))
+    shared = jnp.max(jnp.where(alive, exponent, NO_EXPONENT))
+    shared = jnp.where(shared == NO_EXPONENT, 0, shared)
+    gradient = parameter_gradient(layer, p, h, times_power(v, jnp.minimum(exponent - shared, 0)) / len(v))
+    norm = _squares(_chosen(gradient, part))
+    return Scaled(shared + norm.exponent, norm.square)
+
+
+def _sweep(network: Network, loss: Loss, params: Params, x: Array, y: Any, see: See) -> tuple[list[Any], Sound]:
     """Per stage, the squared norms at every layer's input and pre-activation, and what `see` returned."""
 
-    def forward(layer: Layer, p: Any, h: Array) -> Any:
-        h_next, point = layer.linearize(p, h)
+    def forward(layer: Layer, p: Any, h: ScaledInput) -> Any:
+        h_next, point = linearized(layer, p, h)
         return h_next, (point, h)
 
-    output, saved = network.scan(forward, params, x)
-    start = jax.vmap(jax.grad(lambda output, label: loss(output, label)))(output, y)
-    v, exponent, _ = rescale(start[None], jnp.zeros(x.shape[0], jnp.int32))
+    output, saved = network.scan(forward, params, as_scaled(x))
+    output = times_power(*output)
+    start, exponent = _loss_gradient(loss, output, y)
+    sound = jnp.isfinite(output).all(), jnp.isfinite(start).all()
+    v, exponent, _ = rescale(start[None], exponent)
     results = []
     for stage, stage_params, stage_saved in reversed(list(zip(network.stages, params, saved, strict=True))):
 
@@ -202,7 +224,63 @@ def _sweep(network: Network, loss: Loss, params: Params, x: Array, y: Any, see: 
 
         (v, exponent), seen = stage.scan(step, (v, exponent), (stage_params, stage_saved), reverse=True)
         results.append(seen)
-    return results[::-1]
+    return results[::-1], sound
+
+
+def _sound(found: tuple[Scaled, Sound]) -> Scaled:
+    """Returns the norms, or raises the error of whoever made them NaN: the network or the loss."""
+    norms, (outputs, gradients) = found
+    check_overflow(outputs)
+    if known_false(gradients):
+        raise ValueError(
+            "loss has a gradient with respect to the network's output that is NaN or infinite, though the outputs are "
+            "finite; accepted is a loss that is differentiable there. Look for roots, logarithms and divisions at 0."
+        )
+    return finite(norms)
+
+
+def _loss_gradient(loss: Loss, output: Array, y: Any) -> tuple[Array, Array]:
+    """The gradient of each example's loss with respect to its output, `v * 2 ** exponent`."""
+    if loss is CROSS_ENTROPY:
+        return _cross_entropy_gradient(output, y)
+    v = jax.vmap(jax.grad(lambda output, label: loss(output, label)))(output, y)
+    return v, jnp.zeros(len(output), jnp.int32)
+
+
+def _cross_entropy_gradient(
+    z: Float[Array, "batch classes"], label: Int[Array, " batch"]
+) -> tuple[Float[Array, "batch classes"], Int[Array, " batch"]]:
+    r"""The gradient of the softmax's cross-entropy, `v * 2 ** exponent`.
+
+    The softmax minus 1 at the label would be a difference of nearly equal numbers. So it is built from the others:
+    with $m$ the largest output but the label's it is $e^{z_j - m}$, at the label minus the sum of these, and all of
+    it times $e^m / \sum_j e^{z_j}$.
+    """
+    if z.shape[1] == 1:
+        return 0 * z, jnp.zeros(len(z), jnp.int32)
+    own = jax.nn.one_hot(label, z.shape[1], dtype=bool)
+    ahead, rest = jnp.sum(jnp.where(own, z, 0), axis=1), jnp.where(own, -jnp.inf, z)
+    rival = rest.max(axis=1)
+    v = jnp.exp(rest - rival[:, None])
+    total = v.sum(axis=1)
+    margin = ahead - rival
+    taken = margin - ahead
+    lost = (ahead - (margin - taken)) - (rival + taken)  # what rounding took from the margin
+    octaves, left = _octaves(jnp.clip(margin, 0, CERTAIN))
+    confident = jnp.exp(-left - lost) / (1 + total * jnp.exp(-margin))
+    factor = jnp.where(margin > 0, confident, 1 / (total + jnp.exp(margin)))
+    factor = jnp.where(margin < CERTAIN, factor, 0)
+    return jnp.where(own, -total[:, None], v) * factor[:, None], -octaves
+
+
+def _octaves(z: Float[Array, " batch"]) -> tuple[Int[Array, " batch"], Float[Array, " batch"]]:
+    """`e ** z` as `2 ** octaves * e ** left`, without the digits that a large `z / log(2)` has not got."""
+    ln2 = np.asarray(log(2), z.dtype)
+    octaves = jnp.zeros(z.shape, jnp.int32)
+    for step in (2**12, 1):  # remainders are exact, and so are counts of at most half the digits
+        left = jnp.fmod(z, step * ln2)
+        octaves, z = octaves + step * jnp.round((z - left) / (step * ln2)).astype(jnp.int32), left
+    return octaves, z + octaves.astype(z.dtype) * (float(ln2) - log(2))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -251,6 +329,29 @@ def _layers_with(network: Network, params: Params, part: str) -> tuple[str, ...]
         bool(_chosen(p, part)) for p, stage in zip(params, network.stages, strict=True) for _ in range(stage.repeats)
     ]
     return tuple(name for name, chosen in zip(network.layer_names, has, strict=True) if chosen)
+
+
+def _checked_updates(updates: Any, params: Params) -> Params:
+    """Returns the updates as arrays, if they have the form of `params` and are floating-point numbers."""
+    if not isinstance(updates, tuple):
+        raise TypeError(
+            f"updates is a {type(updates).__name__}; accepted is a tuple, one dictionary per stage, as params is."
+        )
+    given, expected = (jax.tree.map(jnp.shape, tree) for tree in (updates, params))
+    if given != expected:
+        raise ValueError(f"updates have the shapes {given}; accepted are those of params, {expected}.")
+    updates = jax.tree.map(jnp.asarray, updates)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            where = jax.tree_util.keystr(path)
+            raise TypeError(f"updates{where} has dtype {leaf.dtype}; accepted are floating-point numbers.")
+    return updates
+
+
+def _in_one_precision(*trees: Any) -> Any:
+    """Returns the trees in float64 if any array is, else in float32."""
+    wide = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(trees))
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64 if wide else jnp.float32), trees)
 
 
 def _checked(network: Network, params: Params, x: Any, y: Any, loss: Loss) -> tuple[Params, Array, Any]:

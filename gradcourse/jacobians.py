@@ -39,7 +39,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from gradcourse.checks import traced
 from gradcourse.devices import checked_mesh, gathered, split_over
 from gradcourse.directions import Directions, Seen, checked_directions
-from gradcourse.layers import Conv, Dense, Layer
+from gradcourse.layers import Conv, Dense, Layer, as_scaled, linearized
 from gradcourse.logdomain import Scaled, check_overflow, log_ratio, normal, profile_of, rescale, to_unit, total
 from gradcourse.memory import Blocks, in_blocks, plan_blocks
 from gradcourse.networks import Network, Params
@@ -147,7 +147,16 @@ def layer_jacobian_norms(
     params, x = network.measurable(params, x, exposed=False)
     if probes is not None:
         probes = checked_directions("a layer", max(probes, 2), probes, 0, key).probes
-    blocks = plan_blocks(network, params, x, 1, memory, checked_mesh(mesh, example=x.shape[0]))
+    sizes = [
+        prod(stage.layer.output_shape(stage.shape))
+        for stage in network.stages
+        if not _has_closed_form(stage.layer, stage.shape)
+    ]
+    most = max(sizes, default=1)
+    random = most if sizes and probes is not None else 0
+    directions = min(most, DIRECTIONS_AT_ONCE if probes is None else probes)
+    mesh = checked_mesh(mesh, example=x.shape[0])
+    blocks = plan_blocks(network, params, x, directions, memory, mesh, random=random)
     return _finite(network, params, x, *_layer_norms(network, probes, blocks, mesh, average, params, x, key))
 
 
@@ -172,15 +181,16 @@ def log_gain_split(network: Network, params: Params, x: Float[Array, "batch *sha
 
 # A sweep takes directions `v` (direction, batch, *shape) through the whole network, from the output to the input or
 # the other way. It returns the vectors that arrive and, stacked over layers, what `see` keeps of them on the way:
-# halfway through each layer (the careful way only) and after it.
+# halfway through each layer (the careful way only) and after it; and whether all activations were in range.
 See = Callable[[Array, Array], Any]
-Swept = tuple[Array, tuple[Any, Any]]
+Swept = tuple[Array, tuple[Any, Any], Array]
 
 
 def _pull_through(network: Network, params: Params, x: Array, v: Array, see: See, *, careful: bool) -> Swept:
     """From the output to the input, by transposed Jacobians."""
-    _, saved = network.scan(lambda layer, p, h: layer.linearize(p, h), params, x)
-    carry: Any = (v, *_no_shift(x))
+    _, forward = network.scan(partial(_linearized, careful=careful), params, as_scaled(x))
+    saved, in_range = zip(*forward, strict=True)
+    carry: Any = (v, _no_shift(x), _no_shift(x))
     results = []
     for stage, stage_params, stage_saved in reversed(list(zip(network.stages, params, saved, strict=True))):
 
@@ -192,25 +202,39 @@ def _pull_through(network: Network, params: Params, x: Array, v: Array, see: See
 
         carry, seen = stage.scan(step, carry, (stage_params, stage_saved), reverse=True)
         results.append(seen)
-    return carry[0], jax.tree.map(lambda *stages: jnp.concatenate(stages), *reversed(results))
+    return carry[0], jax.tree.map(lambda *stages: jnp.concatenate(stages), *reversed(results)), _all(in_range)
 
 
 def _push_through(network: Network, params: Params, x: Array, v: Array, see: See, *, careful: bool) -> Swept:
     """From the input to the output, by Jacobians."""
-    carry: Any = (x, (v, *_no_shift(x)))
+    carry: Any = (as_scaled(x), (v, _no_shift(x), _no_shift(x)))
     results = []
     for stage, stage_params in zip(network.stages, params, strict=True):
 
         def step(carry: Any, p: Any, layer: Layer = stage.layer) -> Any:
             h, swept = carry
-            h, point = layer.linearize(p, h)
+            h, (point, in_range) = _linearized(layer, p, h, careful=careful)
             weights, slopes = partial(layer.push, p, point), partial(layer.through_activation, point)
             swept, seen = _step(swept, weights, slopes, see, careful=careful)
-            return (h, swept), seen
+            return (h, swept), (seen, in_range)
 
         carry, seen = stage.scan(step, carry, stage_params)
         results.append(seen)
-    return carry[1][0], jax.tree.map(lambda *stages: jnp.concatenate(stages), *results)
+    seen, in_range = zip(*results, strict=True)
+    return carry[1][0], jax.tree.map(lambda *stages: jnp.concatenate(stages), *seen), _all(in_range)
+
+
+def _linearized(layer: Layer, p: Any, h: tuple[Array, Array], *, careful: bool) -> tuple[Any, tuple[Any, Any]]:
+    """The layer's output for an input `h` with exponents, what it saves, and whether the output was in range."""
+    if careful:
+        h, saved = linearized(layer, p, h)
+        return h, (saved, None)
+    output, saved = layer.linearize(p, h[0])
+    return (output, h[1]), (saved, layer.in_range(output))
+
+
+def _all(flags: Any) -> Array:
+    return jnp.all(jnp.array([jnp.all(flag) for flag in jax.tree.leaves(flags)], bool))
 
 
 def _step(carry: tuple[Array, Array, Array], first: Any, second: Any, see: See, *, careful: bool) -> Any:
@@ -233,8 +257,8 @@ def _step(carry: tuple[Array, Array, Array], first: Any, second: Any, see: See, 
     return (v, exponent, jnp.frexp(seen.square)[1] // 2), (None, seen)
 
 
-def _no_shift(x: Array) -> tuple[Array, Array]:
-    return jnp.zeros(x.shape[0], jnp.int32), jnp.zeros(x.shape[0], jnp.int32)
+def _no_shift(x: Array) -> Array:
+    return jnp.zeros(x.shape[0], jnp.int32)
 
 
 SWEEPS = {"output": _pull_through, "input": _push_through}
@@ -260,7 +284,8 @@ def _swept(
     params, x = network.measurable(params, x, exposed=False)
     directions = checked_directions(f"the {start}", prod(_shape(network, start)), probes, sketch, key)
     mesh = checked_mesh(mesh, example=x.shape[0])
-    blocks = plan_blocks(network, params, x, directions.carried, memory, mesh)
+    random = 0 if directions.probes is None else directions.size
+    blocks = plan_blocks(network, params, x, directions.carried, memory, mesh, random=random)
     sweep = partial(_measured, start, network, directions, blocks, mesh, average)
     if not traced((params, x, key)):
         profile, trusted = sweep(False, params, x, key)
@@ -299,8 +324,8 @@ def _measured(
 
     def sweep(x: Array, v: Array) -> Seen:
         v = split_over(mesh, v.reshape(*v.shape[:2], *_shape(network, start)), "probe", "example")
-        _, (_, seen) = SWEEPS[start](network, params, x, v, directions.see, careful=careful)
-        return seen
+        _, (_, seen), in_range = SWEEPS[start](network, params, x, v, directions.see, careful=careful)
+        return seen._replace(exact=jnp.where(in_range, seen.exact, jnp.nan))  # which the careful way then measures
 
     def block(examples: tuple[Array, Array]) -> Seen:
         x, keys = examples
@@ -312,8 +337,14 @@ def _measured(
         basis = partial(directions.basis, count=blocks.directions, batch=x.shape[0], dtype=x.dtype)
         if len(firsts) == 1:
             return sweep(x, basis(0))
-        seen = lax.map(lambda first: sweep(x, basis(first)), firsts)
-        return Seen(*total(Scaled(seen.exponent, seen.exact)))
+
+        def add(so_far: Scaled, first: Array) -> tuple[Scaled, None]:
+            seen = sweep(x, basis(first))
+            return total(jax.tree.map(lambda *both: jnp.stack(both), so_far, Scaled(seen.exponent, seen.exact))), None
+
+        shape = (network.depth, x.shape[0])
+        nothing = Scaled(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, x.dtype))
+        return Seen(*lax.scan(add, nothing, firsts)[0])
 
     keys = jax.random.split(jax.random.key(0) if key is None else key, x.shape[0])
     seen = gathered(mesh, in_blocks(block, (x, keys), blocks.examples))
@@ -334,7 +365,7 @@ def _large(start: str, network: Network, params: Params, x: Array, keys: Array, 
     far = "input" if start == "output" else "output"
     shape = (count, *_shape(network, far))
     drawn = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape, x.dtype))(keys)
-    v, _ = SWEEPS[far](network, params, x, jnp.moveaxis(drawn, 1, 0), lambda v, exponent: None, careful=True)
+    v, *_ = SWEEPS[far](network, params, x, jnp.moveaxis(drawn, 1, 0), lambda v, exponent: None, careful=True)
     return v.reshape(*v.shape[:2], -1)
 
 
@@ -344,7 +375,7 @@ def _gains(network: Network, params: Params, x: Array) -> tuple[GainSplit, Array
     directions = Directions(prod(network.output_shape))
     basis = directions.basis(0, directions.size, batch=x.shape[0], dtype=x.dtype)
     v = basis.reshape(*basis.shape[:2], *network.output_shape)
-    _, (halfway, after) = _pull_through(network, params, x, v, directions.see, careful=True)
+    _, (halfway, after), _ = _pull_through(network, params, x, v, directions.see, careful=True)
     halfway, after = Scaled(halfway.exponent, halfway.exact), Scaled(after.exponent, after.exact)
     start = Scaled(jnp.zeros(x.shape[0], jnp.int32), jnp.full(x.shape[0], directions.size, x.dtype))
     before = Scaled(*(jnp.concatenate([full[1:], one[None]]) for full, one in zip(after, start, strict=True)))
@@ -369,18 +400,19 @@ def _layer_norms(
 ) -> tuple[Profile, Array]:
     """The norms of every layer's own Jacobian, and whether they are finite."""
 
-    def step(layer: Layer, p: Any, carry: tuple[Array, Array]) -> Any:
-        h, keys = carry
-        h_next, point = layer.linearize(p, h)
+    def step(layer: Layer, p: Any, carry: tuple[tuple[Array, Array], Array]) -> Any:
+        (h, exponent), keys = carry
+        (h_next, exponent), (point, _) = _linearized(layer, p, (h, exponent), careful=True)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)  # other probes in every layer
-        if isinstance(layer, Dense | Conv):
+        if _has_closed_form(layer, h.shape[1:]):
             norms = _affine_norms(layer, p, point, h, h_next)
-            return (h_next, keys), (norms, jnp.zeros_like(norms.square))
-        return (h_next, keys), _general_norms(layer, p, point, h, h_next, probes, keys)
+            return ((h_next, exponent), keys), (norms, jnp.zeros_like(norms.square))
+        norms, error = _general_norms(layer, p, point, h, h_next, probes, keys, blocks.directions)
+        return ((h_next, exponent), keys), (norms, error)
 
     def block(examples: tuple[Array, Array]) -> Any:
         x, keys = examples
-        _, results = network.scan(step, params, (split_over(mesh, x, "example"), keys))
+        _, results = network.scan(step, params, (as_scaled(split_over(mesh, x, "example")), keys))
         return jax.tree.map(lambda *stages: jnp.concatenate(stages), *results)
 
     keys = jax.random.split(jax.random.key(0) if key is None else key, x.shape[0])
@@ -389,17 +421,25 @@ def _layer_norms(
     return profile, jnp.isfinite(norms.square).all()
 
 
-def _affine_norms(layer: Dense | Conv, p: Any, point: Array, h: Array, h_next: Array) -> Scaled:
-    weight, weight_exponent = to_unit(p["weight"], tuple(range(p["weight"].ndim)))
+def _has_closed_form(layer: Layer, shape: tuple[int, ...]) -> bool:
+    """Whether squared weights add up to the squared norm: not where a kernel wraps round to meet a pixel twice."""
+    if isinstance(layer, Conv):
+        return layer.padding != "CIRCULAR" or layer.kernel_size <= min(shape[:2])
+    return isinstance(layer, Dense)
+
+
+def _affine_norms(layer: Any, p: Any, point: Array, h: Array, h_next: Array) -> Scaled:
+    """Unit by unit (a convolution's are its channels), for units may differ by more than squares can."""
+    weight, weight_exponent = to_unit(p["weight"], tuple(range(p["weight"].ndim - 1)))
     row_squares = layer.linear(jnp.square(weight), jnp.ones_like(h))
-    slopes = layer.through_activation(point, jnp.ones_like(h_next)[None])
-    slopes, exponent, _ = rescale(slopes, jnp.zeros(h.shape[0], jnp.int32))
-    square = (jnp.square(slopes[0]) * row_squares).reshape(h.shape[0], -1).sum(axis=1)
-    return Scaled(exponent + weight_exponent, square)
+    pixels = tuple(range(1, h_next.ndim - 1))
+    slopes, exponent = to_unit(layer.through_activation(point, jnp.ones_like(h_next)[None])[0], pixels)
+    squares = jnp.sum(jnp.square(slopes) * row_squares, axis=pixels)
+    return total(Scaled((exponent + weight_exponent[None]).T, squares.T))
 
 
 def _general_norms(
-    layer: Layer, p: Any, point: Any, h: Array, h_next: Array, probes: int | None, keys: Array
+    layer: Layer, p: Any, point: Any, h: Array, h_next: Array, probes: int | None, keys: Array, at_once: int
 ) -> tuple[Scaled, Array]:
     """By pulling back every direction, some at a time, or random ones."""
     size, batch = h_next[0].size, h.shape[0]
@@ -414,7 +454,7 @@ def _general_norms(
 
     if directions.probes is not None:
         return directions.estimate(pulled(directions.frames(None, keys, h.dtype)))
-    count = min(size, DIRECTIONS_AT_ONCE)
+    count = min(size, DIRECTIONS_AT_ONCE, at_once)
     basis = partial(directions.basis, count=count, batch=batch, dtype=h.dtype)
     seen = lax.map(lambda first: pulled(basis(first)), jnp.arange(0, size, count))
     return total(Scaled(seen.exponent, seen.exact)), jnp.zeros(batch, h.dtype)

@@ -22,27 +22,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gradcourse import activations, initializers
 from gradcourse.activations import Activation
 from gradcourse.checks import known_name, positive_integer
 from gradcourse.initializers import Initializer
+from gradcourse.logdomain import to_unit
 
-__all__ = ["AvgPool", "Conv", "Dense", "Flatten", "Layer", "MaxPool", "wait_for"]
+__all__ = [
+    "AvgPool",
+    "Conv",
+    "Dense",
+    "Flatten",
+    "Layer",
+    "MaxPool",
+    "as_scaled",
+    "linearized",
+    "times_power",
+    "wait_for",
+]
 
 PADDINGS = ("SAME", "VALID", "CIRCULAR")
 Params = dict[str, Any]
 Shape = tuple[int, ...]
 Saved = Any
+ScaledInput = tuple[Array, Array]  # (batch, *shape) and an exponent per example: `h * 2 ** exponent`
 
 
 class Layer:
     """The base of all layers, with everything but `output_shape` and `apply` in its general form."""
 
     kind: ClassVar[str] = "layer"
-    # Parameters of which a NaN or an infinity makes every norm of the layer's Jacobian NaN or infinite.
-    exposed: ClassVar[tuple[str, ...]] = ()
+    # Whether an input twice as large has an output twice as large, and the same Jacobian.
+    homogeneous: ClassVar[bool] = False
 
     @property
     def draws_by_qr(self) -> bool:
@@ -52,6 +65,10 @@ class Layer:
     def output_shape(self, shape: Shape) -> Shape:
         """Returns the shape of one output for one input of `shape`; raises `ValueError` where that does not fit."""
         raise TypeError(f"{type(self).__name__} is no complete layer: give it output_shape(shape).")
+
+    def exposed(self, shape: Shape) -> tuple[str, ...]:
+        """Returns the parameters of which a NaN or an infinity makes every norm of the layer's Jacobian one."""
+        return ()
 
     def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
         """Returns parameters for inputs of `shape`; a layer without parameters returns `{}`."""
@@ -64,6 +81,23 @@ class Layer:
     def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
         """Returns the output and what the four methods below need to know of this point."""
         return self.apply(params, h), h
+
+    def linearize_scaled(
+        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
+    ) -> tuple[Array, Array, Saved]:
+        """Returns the same for an input of `h * 2 ** exponent`: the output in this form, too, and what is saved.
+
+        So activations may leave the floating-point range, small ones and, of rectifiers, large ones.
+        """
+        if self.homogeneous:
+            output, saved = self.linearize(params, h)
+            return output, exponent, saved
+        output, saved = self.linearize(params, times_power(h, exponent))
+        return output, jnp.zeros_like(exponent), saved
+
+    def in_range(self, output: Float[Array, "batch *output"]) -> Array | None:
+        """Returns whether slopes are right although `output` was not computed in that form; `None` if they must be."""
+        return None
 
     def through_activation(self, saved: Saved, v: Float[Array, "direction batch *output"]) -> Array:
         """Returns `v` times the activation's slope; the same forward and back, for the matrix is diagonal."""
@@ -85,12 +119,15 @@ class _Affine(Layer):
 
     activation: Activation
     init_scheme: Initializer
-    exposed: ClassVar[tuple[str, ...]] = ("weight",)
 
     @property
     def draws_by_qr(self) -> bool:
         """True for the orthogonal schemes."""
         return self.init_scheme.name in ("orthogonal", "delta_orthogonal")
+
+    def exposed(self, shape: Shape) -> tuple[str, ...]:
+        """Returns the weights' name: they are multiplied by every vector, and NaN times 0 is NaN."""
+        return ("weight",)
 
     def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the pre-activation `s`."""
@@ -106,9 +143,46 @@ class _Affine(Layer):
         s = self.preactivation(params, h)
         return self.activation(s), self.activation.slope(s)
 
+    def linearize_scaled(
+        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
+    ) -> tuple[Array, Array, Saved]:
+        """Returns the output, its exponent and the slope.
+
+        Where `f` is linear, next to 0 and for rectifiers everywhere, `f(s)` is `s` times the slope in any range.
+        """
+        if not self.activation.linear_at_zero:
+            return super().linearize_scaled(params, h, exponent)
+        s, exponent = self._scaled_preactivation(params, h, exponent)
+        reach = jnp.finfo(s.dtype).nmant + 16  # beyond, what is not linear is below rounding
+        most = reach if self.activation.homogeneous else jnp.iinfo(exponent.dtype).max
+        near = times_power(s, jnp.clip(exponent, -reach, most))
+        slope = self.activation.slope(near)
+        beyond = (exponent < -reach) | (exponent > most)
+        output = jnp.where(_along(beyond, s), s * slope, self.activation(near))
+        return output, jnp.where(beyond, exponent, 0), slope
+
+    def _scaled_preactivation(self, params: Params, h: Array, exponent: Array) -> tuple[Array, Array]:
+        """The pre-activation with each example's largest entry near 1, and its exponents."""
+        axes = tuple(range(1, h.ndim))
+        h, own = to_unit(h, axes)
+        s, shift = to_unit(self.linear(params["weight"], h), axes)
+        bias, bias_exponent = to_unit(params["bias"], (0,))
+        exponent = exponent + own + shift
+        larger = jnp.where(jnp.any(bias != 0), jnp.maximum(exponent, bias_exponent), exponent)
+        shifted = jnp.broadcast_to(bias, s.shape) * _along(_power(jnp.minimum(bias_exponent - larger, 0), s.dtype), s)
+        s, shift = to_unit(times_power(s, exponent - larger) + shifted, axes)
+        return s, larger + shift
+
+    def in_range(self, output: Float[Array, "batch *output"]) -> Array | None:
+        """Returns whether every example's largest output is far from underflow, if the sign of small ones matters."""
+        if not self.activation.kinked_at_zero:
+            return None
+        peak = jnp.max(jnp.abs(output), axis=range(1, output.ndim))
+        return jnp.all(peak > jnp.finfo(output.dtype).tiny ** 0.5)
+
     def through_activation(self, saved: Saved, v: Float[Array, "direction batch *output"]) -> Array:
         """Returns `v` times the slope."""
-        return v if self.activation.name == "identity" else v * saved[None]
+        return v if self.activation == activations.ACTIVATIONS["identity"] else v * saved[None]
 
     def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *output"], shape: Shape) -> Array:
         """Returns the transposed linear map of `v`, all directions in one product."""
@@ -237,6 +311,10 @@ class Conv(_Affine):
             weight, v, cpu=partial(self._turned, shape=shape), default=partial(self._transposed, shape=shape)
         )
 
+    def exposed(self, shape: Shape) -> tuple[str, ...]:
+        """Returns the weights' name, unless the kernel reaches so far beyond the image that a part meets no pixel."""
+        return () if self.padding == "SAME" and self.kernel_size > min(shape[:2]) else super().exposed(shape)
+
     def _transposed(self, weight: Array, v: Array, *, shape: Shape) -> Array:
         like = jax.ShapeDtypeStruct((v.shape[0], *shape), v.dtype)
         (pulled,) = jax.linear_transpose(lambda h: self.linear(weight, h), like)(v)
@@ -270,6 +348,7 @@ class _Pool(Layer):
     One every `stride` pixels; by default every `size`, so that they tile the image.
     """
 
+    homogeneous: ClassVar[bool] = True
     size: int = 2
     stride: int | None = None
 
@@ -319,6 +398,7 @@ class Flatten(Layer):
     """An image as one long vector, so that a dense layer can read it."""
 
     kind: ClassVar[str] = "flatten"
+    homogeneous: ClassVar[bool] = True
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `(height * width * channel,)`."""
@@ -329,6 +409,17 @@ class Flatten(Layer):
         return h.reshape(h.shape[0], -1)
 
 
+def as_scaled(h: Float[Array, "batch *shape"]) -> ScaledInput:
+    """Returns `h` with an exponent of 0 for each example."""
+    return h, jnp.zeros(h.shape[0], jnp.int32)
+
+
+def linearized(layer: Layer, params: Params, h: ScaledInput) -> tuple[ScaledInput, Saved]:
+    """Returns the output of a layer for an input with exponents, and what it saves: a step of a forward pass."""
+    output, exponent, saved = layer.linearize_scaled(params, *h)
+    return (output, exponent), saved
+
+
 def wait_for(drawn: Any, key: PRNGKeyArray) -> PRNGKeyArray:
     """Returns a key that depends on the parameters drawn so far, in form but not in value.
 
@@ -337,6 +428,21 @@ def wait_for(drawn: Any, key: PRNGKeyArray) -> PRNGKeyArray:
     """
     leaves = jax.tree.leaves(drawn)
     return jax.random.fold_in(key, jnp.isnan(leaves[-1]).any()) if leaves else key
+
+
+def times_power(h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]) -> Float[Array, "batch *shape"]:
+    """Returns `h * 2 ** exponent`, example by example."""
+    return h * _along(_power(exponent, h.dtype), h)
+
+
+def _power(exponent: Array, dtype: Any) -> Array:
+    """`2 ** exponent`; 0 or infinity beyond the format, even where the exponent is beyond every integer's."""
+    return jnp.ldexp(jnp.ones(exponent.shape, dtype), jnp.clip(exponent, -2000, 2000))
+
+
+def _along(values: Array, h: Array) -> Array:
+    """One value per example, in a shape that can be combined with `h`."""
+    return values.reshape(-1, *[1] * (h.ndim - 1))
 
 
 def _set(layer: Layer, **fields: Any) -> None:

@@ -1,10 +1,11 @@
 """How much memory a sweep takes, and blocks of examples and directions that keep within a budget.
 
-A sweep keeps every layer's slopes for each example of a block (`saved`), and a few vectors of the widest layer's size
-for each example and direction of it (`work`). Both are known from shapes alone.
+A sweep keeps every layer's slopes for each example of a block (`saved`), a few vectors for each example and direction
+of it (`work`), and the results. All are known from shapes alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +20,9 @@ from gradcourse.networks import Network
 
 __all__ = ["Blocks", "in_blocks", "plan_blocks"]
 
-# Vectors alive at once in one step: before, between and after its two halves, and a copy for the product.
-VECTORS = 4
+# Alive at once: vectors in one step, before, between and after its two halves, and copies for the product; copies of a
+# random direction while it is drawn and made orthogonal to the others; numbers kept per layer and example.
+VECTORS, FRAMES, RESULTS = 6, 6, 8
 
 
 class Blocks(NamedTuple):
@@ -31,38 +33,81 @@ class Blocks(NamedTuple):
 
 
 def plan_blocks(
-    network: Network, params: Any, x: Any, directions: int, memory: int | None, mesh: Mesh | None = None
+    network: Network,
+    params: Any,
+    x: Any,
+    directions: int,
+    memory: int | None,
+    mesh: Mesh | None = None,
+    *,
+    random: int = 0,
 ) -> Blocks:
     """Returns the largest blocks for which a sweep of so many `directions` stays within `memory` bytes.
 
     Without a budget everything is one block. All directions of one example come before many examples, because every
-    block of directions repeats the pass through the network that finds the slopes. On a mesh, a block is split as
-    evenly as the whole. Raises `ValueError` where a single direction of a single example takes more.
+    block of directions repeats the pass through the network that finds the slopes. Directions drawn at random in a
+    space of `random` dimensions stay together, for their error takes all pairs. On a mesh, a block is split as evenly
+    as the whole. Raises `ValueError` where the least block takes more.
     """
     batch = x.shape[0]
     if memory is None:
         return Blocks(batch, _up(directions, parts(mesh, "probe")))
     memory = positive_integer("memory", memory)
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    sizes: list[int] = [one.size]
+    sizes, weights = [one.size], [0]
 
     def step(layer: Any, p: Any, h: Any) -> Any:
         h_next, saved = layer.linearize(p, h)
         sizes.append(h_next.size)
+        sizes.append(_entries_per_direction(partial(layer.push, p, saved), h))
+        sizes.append(_entries_per_direction(partial(layer.pull, p, saved, shape=h.shape[1:]), h_next))
+        weights.append(sum(leaf.size for leaf in jax.tree.leaves(p)))
         return h_next, saved
 
     _, saved = jax.eval_shape(lambda p, h: network.scan(step, p, h), params, one)
     itemsize = x.dtype.itemsize
-    per_example = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
-    per_direction = VECTORS * max(sizes) * itemsize
-    if memory < per_example + per_direction:
+    fixed = (2 * max(weights) + RESULTS * batch * network.depth) * itemsize
+    per_direction = (VECTORS * max(sizes) + FRAMES * random + (3 * directions if random else 0)) * itemsize
+    per_example = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved)) + VECTORS * max(sizes) * itemsize
+    )
+    least = directions if random else 1
+    accepted = fixed + per_example + least * per_direction
+    if memory < accepted:
         raise ValueError(
-            f"memory={memory} bytes is too little for this network: the slopes of one example take {per_example} and "
-            f"one direction {per_direction}; accepted from {per_example + per_direction} up."
+            f"memory={memory} bytes is too little for this network: its results and the weights of one layer take "
+            f"{fixed}, the slopes of one example {per_example} and {least} of its directions {least * per_direction}; "
+            f"accepted from {accepted} up."
         )
-    carried = min(directions, (memory - per_example) // per_direction)
-    examples = min(batch, max(1, memory // (per_example + carried * per_direction)))
-    return Blocks(_up(examples, parts(mesh, "example")), _up(carried, parts(mesh, "probe")))
+    carried = directions if random else min(directions, (memory - fixed - per_example) // per_direction)
+    examples = min(batch, (memory - fixed) // (per_example + carried * per_direction))
+    return Blocks(
+        _up(_even(batch, examples), parts(mesh, "example")), _up(_even(directions, carried), parts(mesh, "probe"))
+    )
+
+
+def _even(count: int, most: int) -> int:
+    """The size of as few blocks as can hold `count`, of `most` each, when all are about equally full."""
+    return -(-count // -(-count // most))
+
+
+def _entries_per_direction(function: Callable[[Any], Any], like: Any) -> int:
+    """The entries that the biggest array inside of `function` has for each vector, such as `like`, it is given."""
+    one, two = (
+        list(_sizes(jax.make_jaxpr(function)(jax.ShapeDtypeStruct((count, *like.shape), like.dtype)).jaxpr))
+        for count in (1, 2)
+    )
+    return max(more - less for less, more in zip(one, two, strict=True))
+
+
+def _sizes(jaxpr: Any) -> Iterator[int]:
+    """The sizes of all arrays that a traced function makes, in the functions that it calls too."""
+    yield from (variable.aval.size for variable in jaxpr.outvars)
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.size for variable in equation.outvars)
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(inner, "eqns"):
+                yield from _sizes(getattr(inner, "jaxpr", inner))
 
 
 def _up(size: int, multiple: int) -> int:

@@ -170,7 +170,8 @@ def _first_nonfinite_layer(network: Network, exposed: bool, params: Params) -> A
     flags = []
     for stage, stage_params in zip(network.stages, params, strict=True):
         broken = jnp.zeros(stage.repeats, bool)
-        looked_at = {name: p for name, p in stage_params.items() if exposed or name not in stage.layer.exposed}
+        seen_later = () if exposed else stage.layer.exposed(stage.shape)
+        looked_at = {name: p for name, p in stage_params.items() if name not in seen_later}
         for leaf in jax.tree.leaves(looked_at):
             broken |= ~jnp.isfinite(leaf).reshape(stage.repeats, -1).all(axis=1)
         flags.append(broken)

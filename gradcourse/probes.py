@@ -176,7 +176,7 @@ def profile(
     `found` is the gradient with respect to the probes: a list of them, a dictionary by name (plain probes alone;
     `layers` picks and orders the names, for JAX returns dictionaries sorted), or stacked ones, whose axis `axis`
     runs over the layers. Rescaling probes must be listed along the chain, the last one next to the loss. Raises
-    `ValueError` where a rescaling probe was not passed exactly once.
+    `ValueError` where a rescaling probe was not passed exactly once, and for probes of different shapes together.
     """
     stacked, names = _stack(found, layers, axis)
     if isinstance(stacked, RescalingProbe):
@@ -238,7 +238,9 @@ def check_rescaling(loss: Callable[..., Any], params: Any, probes: Any, *args: A
     gradient is compared with two others, for which each probe divides by a random power of two more, up to 40, or by
     as much less. In a chain that changes every cotangent and every parameter's gradient by a power of two, which is
     exact, and each handed-out exponent by the difference to the next probe's. Where paths of different scale meet, it
-    does not. Cost: three gradients. Run it in float32 or float64: float16 has no room for the added powers.
+    does not. Cost: three gradients. Run it in float32 or float64: float16 has no room for the added powers. Where the
+    gradient is not finite, or so far from 1 that the added powers leave the floating-point range, it cannot be checked:
+    that is a `ValueError` too, which says so.
 
     >>> def shortcut(weight, probes, x):
     ...     h = jnp.tanh(x @ weight)
@@ -266,6 +268,7 @@ def _compare(as_it_is: tuple[Any, Any], moved: tuple[Any, Any], difference: Any,
     for _, found in (as_it_is, moved):
         exponents(found)  # each passed once
     before, after = (jax.tree.map(np.asarray, _stack(found, None, -1)[0]) for _, found in (as_it_is, moved))
+    _check_range(as_it_is[0], before, difference, names)
     same = _power_of_two(before.square, after.square) & (after.exponent - before.exponent == difference)
     broken = np.flatnonzero(~same & (before.square != 0))
     if len(broken):
@@ -282,6 +285,28 @@ def _compare(as_it_is: tuple[Any, Any], moved: tuple[Any, Any], difference: Any,
             raise _invalid(
                 f"the gradient of params{where} mixes paths to the loss that pass different rescaling probes"
             )
+
+
+def _check_range(gradient: Any, before: Any, difference: Any, names: tuple[str, ...]) -> None:
+    """Raises `ValueError` where a gradient is not finite, or `difference` leads beyond what one power can rescale."""
+    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, before))):
+        raise ValueError(
+            "the gradient is not finite, so rescaling cannot be checked; accepted are a loss and params whose gradient "
+            "holds no NaN and no infinity."
+        )
+    largest = np.maximum(np.abs(before.exponent), np.abs(before.exponent + difference))
+    beyond = (largest >= _largest_power(before.dtype)) & (before.square != 0)
+    if beyond.any():
+        raise ValueError(
+            f"at the rescaling probe {names[int(np.flatnonzero(beyond)[-1])]!r} cotangents are beyond what one power "
+            "of two can rescale: scale the loss towards 1 (or the layers behind that probe) for this check, or run it "
+            "in float64."
+        )
+
+
+def _largest_power(dtype: Any) -> int:
+    """The exponent of the largest power of two whose inverse is a normal number."""
+    return -int(jnp.finfo(dtype).minexp)
 
 
 def _invalid(reason: str) -> ValueError:
@@ -321,7 +346,7 @@ def _rescale_forward(h: Any, p: RescalingProbe) -> tuple[Any, RescalingProbe]:
 
 def _rescale_backward(p: RescalingProbe, cotangent: Any) -> tuple[Any, RescalingProbe]:
     norm = _scaled(_sum_squares(cotangent, Probe(*(jnp.zeros_like(p.square),) * 3)))
-    limit = -int(jnp.finfo(p.dtype).minexp)
+    limit = _largest_power(p.dtype)
     own = jnp.where(jnp.isfinite(norm.square), norm.exponent, 0)
     power = jnp.clip(own + p.exponent.astype(jnp.int32), -limit, limit)
     factor = jnp.ldexp(jnp.ones_like(p.square), -power)
@@ -435,6 +460,11 @@ def _stack(found: Any, layers: Sequence[str] | None, axis: int) -> tuple[Any, tu
         kinds = {type(one) for one in found}
         if len(kinds) != 1 or not kinds <= {Probe, RescalingProbe}:
             _refuse(found)
+        if len(shapes := {one.shape for one in found}) != 1:
+            raise ValueError(
+                f"found holds probes of the shapes {sorted(shapes)}; accepted are probes of one shape, one per layer. "
+                "Read those that two scans have stacked in two calls."
+            )
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=-1), *found)
     elif isinstance(found, Probe | RescalingProbe):
         if not found.shape:
@@ -470,7 +500,7 @@ def _with_exponents(probes: Any, values: Any) -> Any:
 def _power_of_two(one: Any, other: Any) -> Any:
     """Whether the entries' ratio is a power of two; entries next to underflow are not judged."""
     one, other = (np.asarray(part, np.complex128 if np.iscomplexobj(part) else np.float64) for part in (one, other))
-    judged = (np.abs(one) > 1e-24) & (np.abs(other) > 1e-36)
+    judged = (np.abs(one) > 1e-24) & ~(np.abs(other) <= 1e-36)  # NaN is judged
     ratio = np.where(judged, other, 1) / np.where(judged, one, 1)
     power = np.exp2(np.round(np.log2(np.abs(ratio))))
     return np.abs(ratio / power - 1) < 1e-6

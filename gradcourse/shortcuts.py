@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from gradcourse.checks import positive_number
 from gradcourse.layers import Layer, Saved, Shape, wait_for
 
-__all__ = ["Residual"]
+__all__ = ["Residual", "parameter_gradient"]
 
 
 @dataclass(frozen=True, init=False)
@@ -98,6 +98,23 @@ class Residual(Layer):
             out = layer.pull(params[str(index)], saved[index], layer.through_activation(saved[index], out), inner)
         return v + out
 
+    def parameter_gradient(
+        self, params: dict[str, Any], h: Float[Array, "batch *shape"], v: Float[Array, "batch *shape"]
+    ) -> dict[str, Any]:
+        """Returns the gradient of `params` at the input `h` for the cotangent `v` on the output."""
+        inputs, saved, gradients = [h], [], {}
+        for index, layer in enumerate(self.body):
+            after, point = layer.linearize(params[str(index)], inputs[-1])
+            inputs.append(after)
+            saved.append(point)
+        out = self.scale * v[None]
+        for index, (layer, inner) in reversed(list(enumerate(zip(self.body, self.shapes(h.shape[1:]), strict=True)))):
+            p, point = params[str(index)], saved[index]
+            out = layer.through_activation(point, out)
+            gradients[str(index)] = parameter_gradient(layer, p, inputs[index], out[0])
+            out = layer.pull(p, point, out, inner)
+        return gradients
+
     def push(
         self, params: dict[str, Any], saved: Saved, v: Float[Array, "direction batch *shape"]
     ) -> Float[Array, "direction batch *shape"]:
@@ -106,3 +123,17 @@ class Residual(Layer):
         for index, layer in enumerate(self.body):
             out = layer.through_activation(saved[index], layer.push(params[str(index)], saved[index], out))
         return v + out
+
+
+def parameter_gradient(
+    layer: Layer, params: dict[str, Any], h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
+) -> dict[str, Any]:
+    """Returns the gradient of a layer's `params` at the input `h` for the cotangent `v` on its pre-activation.
+
+    For layers without an activation, `Residual` among them, `v` is the cotangent on the output. Autodiff never passes
+    an activation of `Dense` or `Conv`, whose slope it rounds to 0 in the tails.
+    """
+    if isinstance(layer, Residual):
+        return layer.parameter_gradient(params, h, v)
+    _, pull = jax.vjp(lambda p: getattr(layer, "preactivation", layer.apply)(p, h), params)
+    return pull(v)[0]

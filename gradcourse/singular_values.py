@@ -41,7 +41,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from gradcourse.checks import known_name
-from gradcourse.layers import Layer, Shape
+from gradcourse.layers import Layer, Shape, as_scaled, linearized
 from gradcourse.logdomain import Scaled, finite, rescale, to_unit
 from gradcourse.networks import Network, Params
 from gradcourse.profile import Profile
@@ -66,9 +66,10 @@ def backward_singular_values(network: Network, params: Params, x: Float[Array, "
     r"""Returns all singular values of $\partial y / \partial h_l$, `(batch, value, layer)`, the largest first.
 
     `x` is `(batch, *input_shape)`; entry `l` is taken at layer `l`'s input. There is one value per output; where a
-    layer's input is narrower than the output, the last ones do not exist and are NaN. Cost: one forward and one
-    backward pass per output entry, and per layer and example a few decompositions of a matrix as large as the output.
-    Errors as in `gradcourse.jacobians.backward_jacobian_norms`.
+    layer's input is narrower than the output, the last ones do not exist and are NaN. A direction that a single layer
+    shrinks to less than 8 times machine epsilon (1e-6 in float32) of its largest is reported as an exact zero, at this
+    layer and all before it. Cost: one forward and one backward pass per output entry, and per layer and example a
+    few decompositions of a matrix as large as the output. Errors as in `gradcourse.jacobians.backward_jacobian_norms`.
 
     >>> from gradcourse.networks import mlp
     >>> network = mlp(3, [3, 2], 3, activation="identity", init="orthogonal")
@@ -86,8 +87,9 @@ def backward_singular_values(network: Network, params: Params, x: Float[Array, "
 def forward_singular_values(network: Network, params: Params, x: Float[Array, "batch *shape"]) -> Profile:
     r"""Returns all singular values of $\partial h_{l+1} / \partial x$, `(batch, value, layer)`, the largest first.
 
-    Entry `l` is taken at layer `l`'s output, and there is one value per input entry. Otherwise as
-    `backward_singular_values`.
+    Entry `l` is taken at layer `l`'s output, and there is one value per input entry. A direction that a single layer
+    shrinks to less than 8 times machine epsilon of its largest is reported as an exact zero, at this layer and all
+    behind it. Otherwise as `backward_singular_values`.
     """
     params, x = network.measurable(params, x)
     sizes = [prod(shape) for shape in _shapes(network)[1:]]
@@ -97,7 +99,8 @@ def forward_singular_values(network: Network, params: Params, x: Float[Array, "b
 def layer_singular_values(network: Network, params: Params, x: Float[Array, "batch *shape"]) -> Profile:
     r"""Returns all singular values of each $\partial h_{l+1} / \partial h_l$, `(batch, value, layer)`, largest first.
 
-    There are as many values as the largest of these Jacobians has; smaller ones are filled up with NaN. Cost: a dense
+    There are as many values as the largest of these Jacobians has; smaller ones are filled up with NaN. Values below 8
+    times machine epsilon (1e-6 in float32) of the layer's largest are reported as exact zeros. Cost: a dense
     Jacobian, outputs times inputs, and its decomposition per layer and example, one example at a time. Errors as in
     `gradcourse.jacobians.backward_jacobian_norms`.
     """
@@ -122,7 +125,9 @@ def summary(values: Profile, what: str, *, average: bool = True) -> Profile:
 
     With `average` the profile is `(..., layer)`, the average over the batch with its standard error in decades, NaN
     for a single example; without, it is `(..., batch, layer)`. All of it is done in the log domain, so nothing
-    underflows. Raises `ValueError` for an unknown `what` and for a profile without those axes.
+    underflows. Values that were reported as zeros because they were below rounding, 8 times machine epsilon of a
+    layer's largest, are zeros here: `"rank"` is a numerical rank, and `"smallest"` may be 0 where it is merely small.
+    Raises `ValueError` for an unknown `what` and for a profile without those axes.
 
     >>> values = Profile.from_log10([[[-300.0], [-500.0]]], layers=("0 dense",), quantity="singular values")
     >>> summary(values, "mean").log10_norm.round(3)  # log10 of 1e-300 / 2
@@ -184,8 +189,8 @@ def _log10_mean(logs: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
 @partial(jax.jit, static_argnums=0)
 def _backward_sweep(network: Network, params: Params, x: Array) -> Spectrum:
     """The singular values, `(layer, batch, value)`, of the output with respect to every layer's input."""
-    y, saved = network.scan(lambda layer, p, h: layer.linearize(p, h), params, x)
-    v, exponent = _start(network.output_shape, y)
+    _, saved = network.scan(linearized, params, as_scaled(x))
+    v, exponent = _start(network.output_shape, x)
     results = []
     for stage, stage_params, stage_saved in reversed(list(zip(network.stages, params, saved, strict=True))):
 
@@ -205,13 +210,13 @@ def _backward_sweep(network: Network, params: Params, x: Array) -> Spectrum:
 @partial(jax.jit, static_argnums=0)
 def _forward_sweep(network: Network, params: Params, x: Array) -> Spectrum:
     """The singular values, `(layer, batch, value)`, of every layer's output with respect to the input."""
-    (v, exponent), h = _start(network.input_shape, x), x
+    (v, exponent), h = _start(network.input_shape, x), as_scaled(x)
     results = []
     for stage, stage_params in zip(network.stages, params, strict=True):
 
         def step(carry: Any, p: Any, layer: Layer = stage.layer) -> Any:
             h, v, exponent = carry
-            h, point = layer.linearize(p, h)
+            h, point = linearized(layer, p, h)
             v, shift, _ = rescale(layer.push(p, point, v), jnp.zeros_like(exponent[0]))
             v, shift, _ = rescale(layer.through_activation(point, v), shift)
             v, spectrum = _decomposed(v, exponent + shift[None])
@@ -228,8 +233,9 @@ def _layer_spectra(network: Network, params: Params, x: Array) -> Spectrum:
     sizes = [prod(shape) for shape in _shapes(network)]
     count = max(min(pair) for pair in pairwise(sizes))
 
-    def of_one(layer: Layer, p: Any, h: Array) -> Spectrum:
-        y, point = layer.linearize(p, h[None])
+    def of_one(layer: Layer, p: Any, one: tuple[Array, Array]) -> Spectrum:
+        h, own = one
+        (y, _), point = linearized(layer, p, (h[None], own[None]))
         if y.size <= h.size:
             v, shift, _ = rescale(layer.through_activation(point, _basis(y.shape[1:], y)), jnp.zeros(1, jnp.int32))
             v, shift, _ = rescale(layer.pull(p, point, v, h.shape), shift)
@@ -242,10 +248,10 @@ def _layer_spectra(network: Network, params: Params, x: Array) -> Spectrum:
         norm, exponent = jnp.frexp(jnp.pad(values, (0, count - values.size)))
         return Spectrum(exponent + shift, norm)
 
-    def step(layer: Layer, p: Any, h: Array) -> tuple[Array, Spectrum]:
-        return layer.apply(p, h), lax.map(partial(of_one, layer, p), h)
+    def step(layer: Layer, p: Any, h: tuple[Array, Array]) -> tuple[Any, Spectrum]:
+        return linearized(layer, p, h)[0], lax.map(partial(of_one, layer, p), h)
 
-    _, spectra = network.scan(step, params, x)
+    _, spectra = network.scan(step, params, as_scaled(x))
     return jax.tree.map(lambda *stages: jnp.concatenate(stages), *spectra)
 
 
@@ -375,6 +381,9 @@ def _rotated(
 
     state = lax.while_loop(oblique, sweep, (0, columns, exponent, turn))
     columns, exponent, turn = state[1:]
+    # Each rotation lengthens by rounding, most of them in the same direction, and layers add that up.
+    lengths = jnp.linalg.norm(turn, axis=1, keepdims=True)
+    columns, turn = (part / jnp.where(lengths > 0, lengths, 1) for part in (columns, turn))
     return columns[:rank], exponent[:rank], turn[:rank, :rank]
 
 

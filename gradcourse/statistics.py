@@ -13,6 +13,7 @@ True
 
 from dataclasses import dataclass, field
 from functools import partial
+from math import isnan, nan
 from typing import Any
 
 import jax
@@ -21,7 +22,8 @@ from jax.typing import ArrayLike as _ArrayLike
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from gradcourse.checks import positive_number
-from gradcourse.layers import Conv, Dense, Layer
+from gradcourse.layers import Conv, Dense, Layer, ScaledInput, as_scaled, linearized, times_power
+from gradcourse.logdomain import check_overflow, to_unit
 from gradcourse.networks import Network, Params
 
 __all__ = ["UnitStatistics", "silent_units", "unit_statistics"]
@@ -37,6 +39,9 @@ class UnitStatistics:
     - `mean_square_slope`: mean of `f'(s)**2`, NaN for layers without an activation;
     - `saturated`: share of units in the tails, see `unit_statistics`;
     - `silent`: share of units that are silent on the batch, see `silent_units`; if it holds all data, they are dead.
+
+    The last two are 0 for layers without units of their own, such as pools, and NaN for layers that have parameters
+    but are neither `Dense` nor `Conv`, such as `Residual`: their units are inside, and not looked at.
     """
 
     deviation: Float[ArrayLike, "*sample layer"]
@@ -54,18 +59,23 @@ def unit_statistics(
     """Returns how the units of every layer stand on the batch `x`, `(batch, *input_shape)`.
 
     A unit is counted as saturated on an example where its slope is below `tail` times the steepest slope that its
-    activation has; by default 5 %, which for the sigmoid means beyond 4.36 on either side. Cost: one forward pass.
-    Raises as `gradcourse.jacobians.backward_jacobian_norms`.
+    activation has; by default 5 %, which for the sigmoid means beyond 4.36 on either side. For the rectifiers that is
+    all of the lower half, `leaky_relu` with its slope of 1 % included. The share is NaN for an activation of yours
+    whose `derivative_bound` is not known. Cost: one forward pass. Raises as
+    `gradcourse.jacobians.backward_jacobian_norms`, also where a variance overflows.
     """
-    return _unit_statistics(network, *network.measurable(params, x), positive_number("tail", tail))
+    found = _unit_statistics(network, *network.measurable(params, x), positive_number("tail", tail))
+    check_overflow(jnp.isfinite(jnp.stack([found.deviation, found.mean, found.variance])).all())
+    return found
 
 
 def silent_units(network: Network, params: Params, x: Float[Array, "batch *shape"]) -> tuple[Bool[Array, " unit"], ...]:
     """Returns for every layer which of its units are silent: their slope is exactly 0 on each example of `x`.
 
     Nothing that a silent unit does can be learned from this batch: no gradient passes it. A convolution's unit is a
-    channel, silent where it is so at every pixel; layers without an activation have no silent units. A unit is *dead*
-    if it is silent on all data: combine the batches with `&`. Cost and errors as in `unit_statistics`.
+    channel, silent where it is so at every pixel; layers without an activation have no silent units, and those inside
+    of a `Residual` are not looked at. A unit is *dead* if it is silent on all data: combine the batches with `&`. Cost
+    and errors as in `unit_statistics`.
 
     >>> from gradcourse.networks import mlp
     >>> network = mlp(2, [3], 1, activation="relu")
@@ -75,37 +85,46 @@ def silent_units(network: Network, params: Params, x: Float[Array, "batch *shape
     [[True, False, True], [False]]
     """
     stages = _silent_units(network, *network.measurable(params, x))
-    return tuple(units for stage in stages for units in stage)
+    check_overflow(jnp.stack([finite.all() for _, finite in stages]).all())
+    return tuple(units for silent, _ in stages for units in silent)
 
 
 @partial(jax.jit, static_argnums=0)
 def _unit_statistics(network: Network, params: Params, x: Array, tail: _ArrayLike) -> UnitStatistics:
-    def step(layer: Layer, p: Any, h: Array) -> tuple[Array, dict[str, Array]]:
-        h_next = layer.apply(p, h)
+    def step(layer: Layer, p: Any, scaled: ScaledInput) -> tuple[ScaledInput, dict[str, Array]]:
+        scaled_next, slope = linearized(layer, p, scaled)
+        h, h_next = times_power(*scaled), times_power(*scaled_next)
         found = {"mean": h_next.mean(), "variance": h_next.var()}
         if not isinstance(layer, Dense | Conv):
-            nothing = jnp.zeros((), h.dtype)
-            found |= {"deviation": _root_mean_square(h_next), "mean_square_slope": nothing * jnp.nan}
-            return h_next, found | {"saturated": nothing, "silent": nothing}
-        slope = layer.activation.slope(s := layer.preactivation(p, h))
-        saturated = jnp.abs(slope) < tail * layer.activation.derivative_bound
-        found |= {"deviation": _root_mean_square(s), "mean_square_slope": jnp.square(slope).mean()}
-        return h_next, found | {"saturated": saturated.mean(), "silent": _silent(slope).mean()}
+            unknown = jnp.full((), nan, h.dtype)
+            share = unknown if jax.tree.leaves(p) else jnp.zeros_like(unknown)
+            found |= {"deviation": _root_mean_square(h_next), "mean_square_slope": unknown}
+            return scaled_next, found | {"saturated": share, "silent": share}
+        bound = layer.activation.derivative_bound
+        saturated = (jnp.abs(slope) < tail * bound).mean()
+        deviation = _root_mean_square(layer.preactivation(p, h))
+        found |= {"deviation": deviation, "mean_square_slope": jnp.square(slope).mean()}
+        found |= {"saturated": saturated * nan if isnan(bound) else saturated}  # nothing is below NaN
+        return scaled_next, found | {"silent": _silent(slope).mean()}
 
-    _, collected = network.scan(step, params, x)
+    _, collected = network.scan(step, params, as_scaled(x))
     found = jax.tree.map(lambda *stages: jnp.concatenate(stages), *collected)
     return UnitStatistics(**found, layers=network.layer_names)
 
 
 @partial(jax.jit, static_argnums=0)
-def _silent_units(network: Network, params: Params, x: Array) -> list[Bool[Array, "layer unit"]]:
-    def step(layer: Layer, p: Any, h: Array) -> tuple[Array, Array]:
-        h_next = layer.apply(p, h)
-        if not isinstance(layer, Dense | Conv):
-            return h_next, jnp.zeros(h_next.shape[-1], bool)
-        return h_next, _silent(layer.activation.slope(layer.preactivation(p, h)))
+def _silent_units(
+    network: Network, params: Params, x: Array
+) -> list[tuple[Bool[Array, "layer unit"], Bool[Array, " layer"]]]:
+    """Per stage, which units are silent, and whether no layer has overflowed."""
 
-    return network.scan(step, params, x)[1]
+    def step(layer: Layer, p: Any, h: ScaledInput) -> tuple[ScaledInput, tuple[Array, Array]]:
+        h_next, slope = linearized(layer, p, h)
+        if not isinstance(layer, Dense | Conv):
+            return h_next, (jnp.zeros(h_next[0].shape[-1], bool), jnp.isfinite(h_next[0]).all())
+        return h_next, (_silent(slope), jnp.isfinite(slope).all())
+
+    return network.scan(step, params, as_scaled(x))[1]
 
 
 def _silent(slope: Float[Array, "batch *output"]) -> Bool[Array, " unit"]:
@@ -113,4 +132,5 @@ def _silent(slope: Float[Array, "batch *output"]) -> Bool[Array, " unit"]:
 
 
 def _root_mean_square(values: Array) -> Array:
-    return jnp.sqrt(jnp.square(values).mean())
+    values, exponent = to_unit(values, tuple(range(values.ndim)))
+    return jnp.ldexp(jnp.sqrt(jnp.square(values).mean()), exponent)

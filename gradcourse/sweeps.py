@@ -49,6 +49,7 @@ def over_seeds(
     params = jax.tree.map(
         lambda *draws: jnp.stack(draws), *(network.init(key=one) for one in jax.random.split(key, seeds))
     )
+    network.measurable(jax.tree.map(lambda leaf: leaf[0], params), x)  # where its numbers are known and can be checked
     if mesh is not None:
         x = jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
         params = jax.device_put(params, NamedSharding(mesh, _seed_axis(mesh)))

@@ -32,8 +32,7 @@ def measurements(mesh, seed_mesh):
 
 def mesh_of(**sizes):
     """Returns the mesh of all devices with axes of these sizes."""
-    types = (jax.sharding.AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes))
 
 
 if __name__ == "__main__":

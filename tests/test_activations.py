@@ -45,6 +45,17 @@ def test_saturated_slopes_are_tiny_not_zero(name, rate, s):
 
 
 @everyone
+def test_what_is_not_a_number_is_not_a_slope(name):
+    assert np.isnan(ACTIVATIONS[name].slope(np.nan)) or name == "identity"
+
+
+def test_where_activations_are_linear():
+    assert {name for name, one in ACTIVATIONS.items() if not one.linear_at_zero} == {"sigmoid", "softplus"}
+    assert {name for name, one in ACTIVATIONS.items() if one.kinked_at_zero} == {"relu", "leaky_relu", "selu"}
+    assert not resolve(jnp.square).linear_at_zero
+
+
+@everyone
 def test_the_bound_holds_and_is_attained(name):
     activation = ACTIVATIONS[name]
     with jax.enable_x64(True):

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import optax
 import pytest
@@ -186,6 +187,54 @@ def test_a_deep_sigmoid_network_is_right():
         agrees(*reference.in_float64((params, x)), 1e-9)
 
 
+# Confidence
+
+READOUT = sequential(2, [Dense(2)])
+
+
+def with_margin(z):
+    """Parameters of `READOUT` and an input whose outputs are `z` and 0."""
+    return ({"weight": jnp.array([[[z, 0], [0, 1]]], jnp.float32), "bias": jnp.zeros((1, 2))},), jnp.array([[1.0, 0.0]])
+
+
+@pytest.mark.parametrize("z", [-1e20, -50.0, -1.5, 0.0, 0.5, 20.0, 200.0, 12345.678, 7654321.0, 123456789.0])
+def test_a_gradient_is_right_however_confident_the_prediction(z):
+    params, x = with_margin(z)
+    with mpmath.workdps(50):
+        wrong = 1 / (1 + mpmath.exp(mpmath.mpf(float(np.float32(z)))))
+        expected = float(mpmath.log10(wrong * mpmath.sqrt(2)))
+    found = activation_gradient_norms(READOUT, params, x, jnp.array([0]), at="preactivation")
+    np.testing.assert_allclose(found.log10_norm, expected, rtol=0, atol=1e-6)
+
+
+def test_ends_of_confidence():
+    found = activation_gradient_norms(READOUT, *with_margin(1e20), jnp.array([0]))
+    assert found.log10_norm == -np.inf
+    lone = sequential(2, [Dense(1)])
+    params, x = drawn(lone)
+    assert activation_gradient_norms(lone, params, x, jnp.zeros(BATCH, int)).log10_norm == -np.inf
+
+
+def test_the_margin_may_lie_between_digits():
+    """Among more classes than two, whose margins are no float32 numbers."""
+    readout = sequential(1, [Dense(4)])
+    z = jnp.array([3000.1, 0.2, -7.3, -0.9])
+    params = ({"weight": z[None, None], "bias": jnp.zeros((1, 4))},)
+    with mpmath.workdps(1500):
+        shares = [mpmath.exp(mpmath.mpf(float(one))) for one in z]
+        shares = [share / sum(shares) for share in shares]
+        expected = [
+            float(mpmath.log10(mpmath.norm([share - (index == label) for index, share in enumerate(shares)])))
+            for label in range(4)
+        ]
+    for label in range(4):
+        found = activation_gradient_norms(readout, params, jnp.ones((1, 1)), jnp.array([label]), at="preactivation")
+        np.testing.assert_allclose(found.log10_norm, expected[label], rtol=0, atol=1e-6)
+
+
+# Identities
+
+
 def half_square(output, label):
     return jnp.square(output - label).sum() / 2
 
@@ -274,6 +323,25 @@ def test_ratios_are_those_of_the_updates():
     np.testing.assert_allclose(shifted, found.log10_norm - 100 * np.log10(2), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_short_updates_are_squared_in_float32(dtype):
+    params, _ = drawn(DENSE)
+    updates = jax.tree.map(lambda p: (p * 1e-4).astype(dtype), params)
+    pairs = zip(layers_of(DENSE, updates), layers_of(DENSE, params), strict=True)
+    exact = [
+        log_norm(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), update)) - log_norm(p)
+        for (_, update), (_, p) in pairs
+    ]
+    np.testing.assert_allclose(update_to_weight_ratios(DENSE, params, updates).log10_norm, exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("power", [-50, 50])
+def test_learning_rates_may_be_beyond_float32(power):
+    params, x = drawn(DENSE)
+    one, other = (sgd_update_to_weight_ratios(DENSE, params, x, LABELS, rate) for rate in (1.0, 10.0**power))
+    np.testing.assert_allclose(other.log10_norm - one.log10_norm, power, rtol=0, atol=1e-6)
+
+
 GOOD = drawn(DENSE)
 
 
@@ -310,6 +378,15 @@ def test_other_bad_arguments_are_refused():
         sgd_update_to_weight_ratios(DENSE, params, x, LABELS, -1)
     with pytest.raises(ValueError, match="updates have the shapes"):
         update_to_weight_ratios(DENSE, params, params[:1])
+    with pytest.raises(TypeError, match="updates is a list; accepted is a tuple"):
+        update_to_weight_ratios(DENSE, params, list(params))
+    with pytest.raises(TypeError, match=r"updates\[0\]\['bias'\] has dtype int32; accepted are floating-point numbers"):
+        update_to_weight_ratios(DENSE, params, jax.tree.map(lambda p: p.astype(int), params))
+    broken = (*params[:-1], {**params[-1], "bias": params[-1]["bias"] * jnp.nan})
+    with pytest.raises(ValueError, match="updates of layer '3 dense' contain NaN or infinity"):
+        update_to_weight_ratios(DENSE, params, broken)
+    with pytest.raises(ValueError, match=r"loss has a gradient .* though the outputs are finite"):
+        activation_gradient_norms(DENSE, params, x, LABELS, loss=lambda output, label: jnp.sqrt(0 * output).sum())
     pool = sequential((2, 2, CLASSES), [MaxPool(2), Flatten()])
     with pytest.raises(ValueError, match="network has no parameters"):
         parameter_gradient_norms(pool, pool.init(key=jax.random.key(0)), jnp.ones((3, 2, 2, CLASSES)), LABELS)
@@ -322,3 +399,16 @@ def test_other_bad_arguments_are_refused():
             *drawn(mlp(4, [4] * 3, CLASSES, activation="silu"), gain=1e30),
             LABELS,
         )
+
+
+@pytest.mark.parametrize("part", ["weight", "bias", "all"])
+def test_gradients_of_weights_are_right_where_activations_underflow(part):
+    network = mlp(16, [16] * 250, 4, activation="tanh", init="standard")
+    params, x, y = network.init(key=jax.random.key(0)), jax.random.normal(jax.random.key(1), (3, 16)), jnp.arange(3)
+    assert not np.any(network.apply(params, x))
+    single = parameter_gradient_norms(network, params, x, y, part=part).log10_norm
+    with jax.enable_x64(True):
+        wide, x = jax.tree.map(lambda leaf: leaf.astype("float64"), (params, x))
+        double = parameter_gradient_norms(network, wide, x, y, part=part).log10_norm
+    assert single.min() < -45
+    np.testing.assert_allclose(single, double, rtol=0, atol=1e-5)

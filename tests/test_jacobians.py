@@ -12,6 +12,7 @@ import reference
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from gradcourse.activations import ACTIVATIONS
 from gradcourse.jacobians import (
     backward_jacobian_norms,
     forward_jacobian_norms,
@@ -324,6 +325,82 @@ def test_extreme_weights_do_not_underflow(measure, dtype, power):
         layer_jacobian_norms: [1] * 4,
     }
     np.testing.assert_allclose(measured, np.log10(3) / 2 - np.log10(2) * power * np.array(layers[measure]), atol=1e-4)
+
+
+# Activations that leave the range of float32, on the way to a Jacobian that does not
+
+
+def agrees_in_both_precisions(measure, network, params, x, tolerance=1e-5):
+    single = measure(network, params, x).log10_norm
+    with jax.enable_x64(True):
+        double = measure(network, *reference.in_float64((params, x))).log10_norm
+    np.testing.assert_allclose(single, double, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("measure", "activation", "bias"),
+    [
+        *[(measure, "relu", 0) for measure in MEASURES.values()],
+        *[(backward_jacobian_norms, activation, bias) for activation in ("leaky_relu", "selu") for bias in (0, 1e-20)],
+    ],
+)
+def test_activations_may_underflow(measure, activation, bias):
+    network = mlp(16, [16] * 250, 4, activation=activation, init="standard")
+    params, x = network.init(key=jax.random.key(0)), drawn(network)[1]
+    if bias == 0 and activation != "selu":
+        assert not np.any(network.apply(params, x))  # the sign of what is 0 decides on a rectifier's slope
+    params = tuple(
+        {**stage, "bias": bias * jnp.cos(jnp.arange(stage["bias"].size, dtype="float32")).reshape(stage["bias"].shape)}
+        for stage in params
+    )
+    agrees_in_both_precisions(measure, network, params, x)
+
+
+@every_measure
+def test_a_rectifiers_activations_may_overflow(measure):
+    network = mlp(16, [16] * 40, 4, activation="leaky_relu")
+    params, x = drawn(network, gain=1e3)
+    assert not np.isfinite(network.apply(params, x)).all()
+    agrees_in_both_precisions(measure, network, params, x)
+
+
+def test_pools_pass_small_activations_on():
+    layers = [*[Conv(2, "relu")] * 30, AvgPool(2), Flatten(), Dense(3)]
+    network = sequential((4, 4, 2), layers)
+    params, x = network.init(key=jax.random.key(0)), jnp.abs(drawn(network)[1])
+    params = jax.tree.map(lambda leaf: jnp.abs(leaf) / 100, params)  # positive: rounding cannot turn a unit off
+    assert not np.any(network.apply(params, x))
+    agrees_in_both_precisions(backward_jacobian_norms, network, params, x)
+
+
+@pytest.mark.parametrize("activation", sorted(set(ACTIVATIONS) - {"sigmoid", "tanh", "softsign", "erf", "hard_tanh"}))
+def test_overflow_is_measured_or_refused(activation):
+    """Never is it taken for a slope; bounded activations do not overflow."""
+    network = mlp(4, [4] * 3, 4, activation=activation)
+    params, x = drawn(network, gain=1e30)
+    for measure in (*MEASURES.values(), log_gain_split):
+        try:
+            measure(network, params, x)
+        except FloatingPointError:
+            assert not ACTIVATIONS[activation].homogeneous
+        else:
+            assert ACTIVATIONS[activation].homogeneous
+
+
+def test_a_kernel_may_wrap_round_an_image_smaller_than_itself():
+    network = sequential((2, 3, 2), [Conv(2, "tanh", kernel_size=5, padding="CIRCULAR"), Flatten(), Dense(2)])
+    params, x = drawn(network)
+    measured = layer_jacobian_norms(network, params, x, average=False).log10_norm
+    np.testing.assert_allclose(measured, reference.log10_norms(network, params, x)["layer"], atol=1e-5)
+
+
+def test_units_of_very_different_weights():
+    network = mlp(2, [2], 1, activation="relu")
+    params, _ = without_biases(*drawn(network))
+    weight = jnp.array([[[-1e15, 1e-15], [-1e15, 1e-15]]])  # the first unit is dead
+    params = ({**params[0], "weight": weight}, *params[1:])
+    measured = layer_jacobian_norms(network, params, jnp.ones((1, 2))).log10_norm[0]
+    assert measured == pytest.approx(log10(2) / 2 - 15, abs=1e-6)
 
 
 # The split of each layer's gain

@@ -299,6 +299,22 @@ def test_scanned_and_deep_chains_pass_the_check():
 
 
 @pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (1e-30, "at the rescaling probe '39 probe' cotangents are beyond what one power of two can rescale: scale"),
+        (1e30, "at the rescaling probe '39 probe' cotangents are beyond what one power of two can rescale: scale"),
+        (np.nan, "the gradient is not finite"),
+    ],
+)
+def test_what_cannot_be_checked_is_not_called_invalid(factor, words):
+    def scaled(weights, probes, x):
+        return factor * chain(weights, probes, x)
+
+    with pytest.raises(ValueError, match=words):
+        check_rescaling(scaled, jnp.tile(WEIGHTS, (10, 1, 1)), RescalingProbe.zeros(40), X)
+
+
+@pytest.mark.parametrize(
     ("function", "words"),
     [
         (around_one, "from the rescaling probe '0 probe' not every path to the loss passes '1 probe' next"),
@@ -344,6 +360,11 @@ def test_a_rescaling_probe_marks_one_place():
         (lambda: profile(jnp.zeros(3)), TypeError, "give what jax.grad returned"),
         (lambda: profile(Probe.zeros(3), ["a"]), ValueError, "layers has 1 names for 3 probes"),
         (lambda: profile({"a": Probe.zeros()}, ["b"]), ValueError, r"layers names 'b', .* it has \('a',\)"),
+        (
+            lambda: profile({"a": Probe.zeros(3), "b": Probe.zeros(4)}),
+            ValueError,
+            r"found holds probes of the shapes \[\(3,\), \(4,\)\]; accepted are probes of one shape",
+        ),
         (lambda: profile({"a": RescalingProbe.zeros()}), TypeError, "sorts by name; accepted is a list"),
         (lambda: exponents(Probe.zeros(3)), TypeError, "plain probes, which rescale nothing"),
         (lambda: check_rescaling(loss, WEIGHTS, Probe.zeros(4), X), TypeError, "list of RescalingProbe.zeros"),

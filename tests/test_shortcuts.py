@@ -1,11 +1,14 @@
 """Shortcuts against dense Jacobians, the halves' general forms, and what a network of them does."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
 
+from gradcourse.gradients import parameter_gradient_norms
 from gradcourse.initializers import gaussian
 from gradcourse.jacobians import backward_jacobian_norms, forward_jacobian_norms, layer_jacobian_norms
 from gradcourse.layers import AvgPool, Conv, Dense, Flatten, Layer
@@ -56,6 +59,32 @@ def test_a_linear_body_grows_as_theory_says():
     )
     expected = np.log10(256 * (1 + beta**2) ** np.arange(1, depth + 1)) / 2
     np.testing.assert_allclose(profile.log10_norm[0], expected, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_saturated_units_inside_give_the_parameters_gradient_that_they_give_outside(scale):
+    plain = Dense(3, "sigmoid")
+    params = {"weight": 20 * jnp.eye(3)[None], "bias": jnp.zeros((1, 3))}
+
+    def norm(layer, params):
+        found = parameter_gradient_norms(
+            sequential(3, [layer]), (params,), jnp.ones((1, 3)), jnp.zeros(1), loss=lambda output, _: output.sum()
+        )
+        return found.log10_norm[0]
+
+    slope = np.exp(-20) / np.square(1 + np.exp(-20))
+    assert norm(plain, params) == pytest.approx(np.log10(slope * np.sqrt(12)), abs=1e-6)
+    block = Residual(plain, scale=scale)
+    assert norm(block, {"0": params}) == pytest.approx(norm(plain, params) + np.log10(scale), abs=1e-6)
+    assert norm(Residual(block), {"0": {"0": params}}) == pytest.approx(norm(block, {"0": params}), abs=1e-6)
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(BLOCK, (4,)), (IMAGES, (3, 4, 2))], ids=["dense", "images"])
+def test_parameter_gradients_agree_with_autodiff(layer, shape):
+    params = layer.init(shape, key=jax.random.key(0))
+    h, v = (jax.random.normal(jax.random.key(seed), (2, *shape)) for seed in (1, 2))
+    _, pull = jax.vjp(lambda params: layer.apply(params, h), params)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), layer.parameter_gradient(params, h, v), pull(v)[0])
 
 
 def test_a_body_that_is_scaled_away_leaves_the_identity():

@@ -149,6 +149,15 @@ def linear(weights):
     return ({"weight": jnp.asarray(weights, jnp.float32), "bias": jnp.zeros((1000, 4))},)
 
 
+def test_rounding_does_not_drift():
+    network = mlp(32, [32] * 99, 32, activation="tanh", init="orthogonal")
+    params = network.init(key=jax.random.key(0))
+    x = 0.1 * jax.random.normal(jax.random.key(1), (1, 32))
+    exact = np.log10(dense_singular_values(network, params, x)["backward"][0])
+    measured = backward_singular_values(network, params, x).log10_norm[0]
+    np.testing.assert_allclose(measured, exact.T, rtol=0, atol=3e-5)
+
+
 def test_a_thousand_orthogonal_layers_keep_all_singular_values_at_one():
     logs = backward_singular_values(LINEAR, LINEAR.init(key=jax.random.key(0)), POINT).log10_norm
     np.testing.assert_allclose(logs, 0, atol=1e-5)

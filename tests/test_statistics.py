@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from gradcourse.initializers import gaussian
-from gradcourse.layers import Conv, Dense, Flatten
+from gradcourse.layers import Conv, Dense, Flatten, MaxPool
 from gradcourse.meanfield import mean_square_slope, preactivation_variances
 from gradcourse.networks import mlp, sequential
+from gradcourse.shortcuts import Residual
 from gradcourse.statistics import silent_units, unit_statistics
 
 
@@ -57,6 +58,14 @@ def test_silent_units_are_those_that_pass_nothing_on_any_example() -> None:
     assert dead.sum() < silent[2].sum()
 
 
+def test_units_are_not_silent_because_activations_underflow() -> None:
+    network = mlp(16, [16] * 250, 4, activation="relu", init="standard")
+    params, x = network.init(key=jax.random.key(0)), jax.random.normal(jax.random.key(1), (10, 16))
+    assert not np.any(network.apply(params, x))
+    assert 0.2 < np.mean(silent_units(network, params, x)[240]) < 0.8
+    assert 0.2 < unit_statistics(network, params, x).silent[240] < 0.8
+
+
 def network_until(network, params, h, stages):
     for stage, p in list(zip(network.stages, params, strict=True))[:stages]:
         h = stage.layer.apply(jax.tree.map(lambda leaf: leaf[0], p), h)
@@ -69,6 +78,30 @@ def test_the_tail_decides_who_is_saturated() -> None:
     shares = [float(unit_statistics(network, params, x, tail=tail).saturated[0]) for tail in (0.01, 0.1, 0.5, 1.1)]
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+def test_what_is_not_known_is_nan() -> None:
+    network = sequential((4, 4, 2), [MaxPool(2), Residual(Conv(2, "relu")), Flatten(), Dense(5, jnp.sin), Dense(2)])
+    params = network.init(key=jax.random.key(0))
+    found = unit_statistics(network, params, jnp.ones((2, 4, 4, 2)))
+    assert np.isnan(found.saturated).tolist() == [False, True, False, True, False]
+    assert np.isnan(found.silent).tolist() == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_a_deviation_is_not_squared_before_it_is_scaled(size: float) -> None:
+    network = sequential(2, [Dense(2, "tanh")])
+    params = ({"weight": size * jnp.eye(2)[None], "bias": jnp.zeros((1, 2))},)
+    found = unit_statistics(network, params, jnp.array([[3.0, 4.0]]))
+    np.testing.assert_allclose(found.deviation[0] / size, np.sqrt(12.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("measure", [unit_statistics, silent_units])
+def test_overflow_is_an_error(measure) -> None:
+    network = mlp(4, [4] * 3, 2, activation="relu")
+    params = jax.tree.map(lambda p: 1e20 * jnp.ones_like(p), network.init(key=jax.random.key(0)))
+    with pytest.raises(FloatingPointError, match="this network overflows"):
+        measure(network, params, jnp.ones((2, 4)))
 
 
 def test_a_wide_network_stands_where_theory_says() -> None:
