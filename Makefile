@@ -8,10 +8,11 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CONTENDERS := $(VENV)/.contenders
 WORKERS ?= 2
 PORT ?= 8000
 
-.PHONY: help book serve test portability notebooks format constraints clean
+.PHONY: help book serve test portability notebooks bench contenders format constraints clean
 
 help: ## say what can be made
 	@echo "make book                    build the course into _build/html"
@@ -19,6 +20,7 @@ help: ## say what can be made
 	@echo "make test                    every check: style, types, units, notebooks, the built pages"
 	@echo "make portability             the notebooks again, on older instructions and on one core"
 	@echo "make notebooks [CHAPTER=02]  run the notebooks and store their outputs"
+	@echo "make bench [JSON=file]       time the measurements against PyTorch, matfree and others"
 	@echo "make format                  let ruff put the code in order"
 	@echo "make constraints             resolve the pinned versions anew"
 	@echo "make clean                   remove everything made"
@@ -51,6 +53,17 @@ portability: $(STAMP)
 
 notebooks: $(STAMP)
 	@$(BIN)/python book/_tools/execute.py $(CHAPTER)
+
+bench: contenders
+	@$(BIN)/python -m gradcourse bench $(if $(JSON),--json $(JSON))
+
+# What the benchmarks compare with, and a few tests where it is there. Nothing else needs it.
+contenders: $(CONTENDERS)
+
+$(CONTENDERS): $(STAMP)
+	@echo "Installing PyTorch and matfree into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	@touch $(CONTENDERS)
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format .

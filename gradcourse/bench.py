@@ -194,7 +194,7 @@ def matfree(depth: int = 50, width: int = 256, goal: float = 0.01, pilot: int = 
     yield race("matfree", setting, f"matfree, {goal:.0%} error, {samples} samples", ours, theirs, at_least=1.0)
 
 
-def probes(dense: tuple[int, int, int] = (8, 512, 128), conv: tuple[int, int, int] = (6, 16, 16)) -> Iterator[Row]:
+def probes(dense: tuple[int, int, int] = (8, 1024, 128), conv: tuple[int, int, int] = (6, 16, 16)) -> Iterator[Row]:
     """A training step with a probe at every layer against one without; layers, width or channels, batch."""
     depth, width, batch = dense
     network = mlp(width, [width] * (depth - 1), OUTPUTS, activation="relu", init="he_normal")

@@ -248,8 +248,9 @@ def costs(points: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
                     label=way,
                 )
             axes.set(xlabel="layers", xscale="log", yscale="log")
-            _finish(axes, f"{title}{words}", legend=axes is panels[0])
+            _finish(axes, f"{title}{words}", legend=False)
         panels[0].set_ylabel("seconds")
+        panels[1].legend(*panels[0].get_legend_handles_labels(), loc="lower right")
     return figure
 
 

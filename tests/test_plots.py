@@ -141,3 +141,17 @@ def test_drawing_leaves_matplotlib_as_it_was() -> None:
     before = dict(mpl.rcParams)
     plots.slopes(["relu"])
     assert dict(mpl.rcParams) == before
+
+
+def test_costs_show_every_way_and_leave_out_what_compiles_nothing() -> None:
+    points = [
+        {"way": way, "depth": depth, "run": depth / 10, "compile": compiled}
+        for way, compiled in (("scanned", 0.5), ("eager", 0.0))
+        for depth in (2, 8)
+    ]
+    figure = plots.costs(points)
+    np.testing.assert_allclose(drawn(figure, "scanned"), [0.2, 0.8])
+    np.testing.assert_allclose(drawn(figure, "eager"), [0.2, 0.8])
+    by_label = {line.get_label(): line.get_ydata() for line in figure.axes[1].lines}
+    np.testing.assert_allclose(by_label["scanned"], 0.5)
+    assert len(by_label["eager"]) == 0

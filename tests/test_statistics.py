@@ -98,7 +98,7 @@ def test_a_deviation_is_not_squared_before_it_is_scaled(size: float) -> None:
 
 @pytest.mark.parametrize("measure", [unit_statistics, silent_units])
 def test_overflow_is_an_error(measure) -> None:
-    network = mlp(4, [4] * 3, 2, activation="relu")
+    network = mlp(4, [4] * 3, 2, activation="silu")
     params = jax.tree.map(lambda p: 1e20 * jnp.ones_like(p), network.init(key=jax.random.key(0)))
     with pytest.raises(FloatingPointError, match="this network overflows"):
         measure(network, params, jnp.ones((2, 4)))
