@@ -20,6 +20,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import jax
@@ -317,7 +318,7 @@ class Record:
 
     def __str__(self) -> str:
         """What machine, when and how, in a few lines."""
-        versions = ", ".join(f"{package} {found}" for package, found in self.provenance["versions"].items())
+        versions = fill(", ".join(f"{package} {found}" for package, found in self.provenance["versions"].items()), 76)
         where = "{device}, {cores} cores, {system}, Python {python}".format(**self.provenance)
         return f"{where}\n{versions}\n{self.provenance['date']}: {self.provenance['command']}"
 

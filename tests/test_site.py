@@ -235,6 +235,7 @@ def test_page_fits_a_phone_and_can_be_read(site: Path, visit: Visitor, name: str
         page.wait_for_function("theme => document.documentElement.dataset.theme === theme", arg=theme)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
         assert not (wide := page.evaluate(TOO_WIDE)), "\n".join(wide)
+        assert not (squeezed := page.evaluate(SQUEEZED)), "\n".join(squeezed)
         assert not (faint := page.evaluate(TOO_FAINT)), "\n".join(faint)
     assert not visit.troubles, "\n".join(visit.troubles)
 
@@ -261,6 +262,12 @@ TOO_WIDE = """() => {
         .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && e.getBoundingClientRect().width > 1)
         .filter(e => !held(e)).slice(0, 5).map(e => `sticks out: ${e.outerHTML.slice(0, 200)}`);
 }"""
+
+# Pictures that are shown in another shape than they have.
+SQUEEZED = """() => [...document.querySelectorAll('.bd-article img')]
+    .map(e => [e, e.getBoundingClientRect()]).filter(([e, box]) => e.naturalWidth && box.width > 1)
+    .filter(([e, box]) => Math.abs(box.width / box.height / (e.naturalWidth / e.naturalHeight) - 1) > 0.02)
+    .map(([e]) => `out of shape: ${e.outerHTML.slice(0, 200)}`)"""
 
 # Text whose contrast with what lies behind it is below 4.5 (WCAG AA); code has its own colours.
 TOO_FAINT = """() => {
