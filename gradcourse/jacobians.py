@@ -13,6 +13,9 @@ All norms are Frobenius norms: the square root of the sum of squared entries. Ea
 network, whatever its depth, carrying one vector per output (or per input) and example, or random ones with an error
 bar where there are too many (`gradcourse.directions`). After every layer each example's vectors are divided by a power
 of two, which is exact, and the whole exponent is kept. So a norm of 1e-600 is measured in float32 with all its digits.
+Activations have exponents, too, wherever a layer is linear near 0: they may underflow, and a rectifier's may overflow.
+What no exponent cures is that float32 rounds them: a rectifier whose pre-activation is 0 to within rounding may be on
+in float32 and off in float64, and from there on the two compute different networks.
 Parameters of bfloat16 and float16 are measured in float32: the norms are those of the function that they define.
 
 >>> import jax
