@@ -8,10 +8,26 @@ from itertools import product
 from math import prod
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradcourse.layers import AvgPool, Conv, Dense, Flatten, MaxPool
 from gradcourse.shortcuts import Residual
+
+
+def drawn(network, seed=0, *, batch=3, gain=1.0, bias=0.2, positive=False):
+    """Returns random weights of variance `gain**2 / fan_in`, random biases, and a batch for `network`, in float32."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(batch, *network.input_shape))
+
+    def one(leaf):
+        _, *fan_in, _ = leaf.shape
+        scale = gain / np.sqrt(np.prod(fan_in)) if fan_in else bias
+        values = scale * generator.normal(size=leaf.shape)
+        return jnp.asarray(np.abs(values) if positive and fan_in else values, jnp.float32)
+
+    shapes = jax.eval_shape(lambda: network.init(key=jax.random.key(0)))
+    return jax.tree.map(one, shapes), jnp.asarray(x, jnp.float32)
 
 
 def unrolled(network, params):

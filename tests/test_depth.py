@@ -28,18 +28,8 @@ MEASURES = {"backward": backward_jacobian_norms, "forward": forward_jacobian_nor
 DEPTH = 10_000
 
 
-def drawn(network, gain, seed=0, bias=0.2, positive=False):
-    """Random weights of mean square `gain**2 / fan_in`, random biases, and one input, in float32."""
-    generator = np.random.default_rng(seed)
-
-    def one(leaf):
-        _, *fan_in, _ = leaf.shape
-        scale = gain / np.sqrt(np.prod(fan_in)) if fan_in else bias
-        values = scale * generator.normal(size=leaf.shape)
-        return jnp.asarray(np.abs(values) if positive and fan_in else values, jnp.float32)
-
-    shapes = jax.eval_shape(lambda: network.init(key=jax.random.key(0)))
-    return jax.tree.map(one, shapes), jnp.asarray(generator.normal(size=(1, *network.input_shape)), jnp.float32)
+def drawn(network, gain, **options):
+    return reference.drawn(network, gain=gain, batch=1, **options)
 
 
 # Beyond 1e-10000 and 1e+10000

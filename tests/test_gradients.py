@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from reference import drawn
 
 from gradcourse.gradients import (
     activation_gradient_norms,
@@ -25,19 +26,6 @@ from gradcourse.sweeps import over_seeds
 BATCH, CLASSES = 3, 3
 LABELS = jnp.array([0, 2, 1])
 cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
-
-
-def drawn(network, seed=0, gain=1.0):
-    """Random weights of variance `gain**2 / fan_in`, small random biases, and a batch for `network`, in float32."""
-    generator = np.random.default_rng(seed)
-
-    def one(leaf):
-        _, *fan_in, _ = leaf.shape
-        scale = gain / np.sqrt(np.prod(fan_in)) if fan_in else 0.2
-        return jnp.asarray(scale * generator.normal(size=leaf.shape), jnp.float32)
-
-    shapes = jax.eval_shape(lambda: network.init(key=jax.random.key(0)))
-    return jax.tree.map(one, shapes), jnp.asarray(generator.normal(size=(BATCH, *network.input_shape)), jnp.float32)
 
 
 DENSE = mlp(4, [5] * 3, CLASSES, activation="tanh")
@@ -167,7 +155,7 @@ def deep_reference(network, params, x, y):
 
 
 def test_a_deep_sigmoid_network_is_right():
-    network = mlp(6, [8] * 600, CLASSES, activation="sigmoid")
+    network = mlp(6, [8] * 640, CLASSES, activation="sigmoid")
     params, x = drawn(network)
     inputs, sums, weights = deep_reference(network, params, x, LABELS)
     assert weights[0] < -400

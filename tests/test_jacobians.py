@@ -11,6 +11,7 @@ import pytest
 import reference
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from reference import drawn
 
 from gradcourse.activations import ACTIVATIONS
 from gradcourse.jacobians import (
@@ -28,20 +29,6 @@ every_measure = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASUR
 few_examples = settings(max_examples=3, phases=[Phase.explicit, Phase.generate])
 # Their slopes are never exactly 0. Autodiff, the referee, keeps ten digits of them where arguments stay below 8 or so.
 ALIVE = ["identity", "sigmoid", "tanh", "gelu", "softplus", "leaky_relu", "elu", "softsign"]
-
-
-def drawn(network, seed=0, batch=3, gain=1.0):
-    """Random weights of variance `gain**2 / fan_in`, small random biases, and a batch for `network`, in float32."""
-    generator = np.random.default_rng(seed)
-
-    def one(leaf):
-        _, *fan_in, _ = leaf.shape
-        scale = gain / np.sqrt(np.prod(fan_in)) if fan_in else 0.2
-        return jnp.asarray(scale * generator.normal(size=leaf.shape), jnp.float32)
-
-    shapes = jax.eval_shape(lambda: network.init(key=jax.random.key(0)))
-    x = generator.normal(size=(batch, *network.input_shape))
-    return jax.tree.map(one, shapes), jnp.asarray(x, jnp.float32)
 
 
 def agrees_with_dense_jacobians(network, seed, gain):

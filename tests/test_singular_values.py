@@ -1,5 +1,7 @@
 """Singular values against dense float64 Jacobians, arbitrary precision, closed forms and one another."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -24,18 +26,7 @@ MEASURES = {"backward": backward_singular_values, "forward": forward_singular_va
 NORMS = {"backward": backward_jacobian_norms, "forward": forward_jacobian_norms, "layer": layer_jacobian_norms}
 
 
-def drawn(network, seed=0, batch=2, gain=1.0):
-    """Random weights of variance `gain**2 / fan_in`, small random biases, and a batch for `network`, in float32."""
-    generator = np.random.default_rng(seed)
-
-    def one(leaf):
-        _, *fan_in, _ = leaf.shape
-        scale = gain / np.sqrt(np.prod(fan_in)) if fan_in else 0.2
-        return jnp.asarray(scale * generator.normal(size=leaf.shape), jnp.float32)
-
-    shapes = jax.eval_shape(lambda: network.init(key=jax.random.key(0)))
-    x = generator.normal(size=(batch, *network.input_shape))
-    return jax.tree.map(one, shapes), jnp.asarray(x, jnp.float32)
+drawn = partial(reference.drawn, batch=2)
 
 
 def dense_singular_values(network, params, x):
