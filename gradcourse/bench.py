@@ -211,11 +211,9 @@ def _probed(network: Network, batch: int, setting: str) -> Row:
     labels, optimizer = jnp.arange(batch) % OUTPUTS, optax.sgd(0.1)
 
     def loss(params: Params, found: list[Probe | None]) -> Any:
-        h, places = x, iter(found)
-        for stage, stage_params in zip(network.stages, params, strict=True):
-            for index in range(stage.repeats):  # no scan: on a CPU, XLA runs a convolution's gradient badly inside one
-                p = jax.tree.map(lambda leaf, index=index: leaf[index], stage_params)
-                h = probe(stage.layer.apply(p, h), next(places))
+        h = x  # without a scan: on a CPU, XLA runs a convolution's gradient badly inside one
+        for (layer, p), place in zip(contenders.layers_of(network, params), found, strict=True):
+            h = probe(layer.apply(p, h), place)
         return optax.losses.softmax_cross_entropy_with_integer_labels(h, labels).mean()
 
     @jax.jit

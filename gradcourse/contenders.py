@@ -22,12 +22,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gradcourse.layers import Conv, Layer
+from gradcourse.logdomain import dot
 from gradcourse.networks import Network, Params
 
 __all__ = [
     "bare_products",
     "convolutions_as_products",
     "jax_jacrev_per_layer",
+    "layers_of",
     "matfree_frobenius_norm",
     "plain_sweep",
     "torch_batched",
@@ -46,9 +48,9 @@ def bare_products(network: Network, params: Params, x: Float[Array, "batch width
     def run(params: Params, x: Array) -> tuple[Array, Array]:
         h, v = x, jnp.ones((outputs * x.shape[0], outputs), x.dtype)
         for stage, p in zip(network.stages, params, strict=True):
-            h, _ = stage.scan(lambda h, w: (_dot(h, w), None), h, p["weight"])
+            h, _ = stage.scan(lambda h, w: (dot(h, w), None), h, p["weight"])
         for stage, p in reversed(list(zip(network.stages, params, strict=True))):
-            v, _ = stage.scan(lambda v, w: (_dot(v, w.T), None), v, p["weight"], reverse=True)
+            v, _ = stage.scan(lambda v, w: (dot(v, w.T), None), v, p["weight"], reverse=True)
         return h, v
 
     return partial(run, params, x)
@@ -78,7 +80,7 @@ def plain_sweep(network: Network, params: Params, x: Float[Array, "batch *shape"
 
 def jax_jacrev_per_layer(network: Network, params: Params, x: Float[Array, "batch *shape"]) -> Norms:
     """Returns one `jax.jacrev` per layer, of the layers from there on: a program that grows with the depth squared."""
-    layers = _layers(network, params)
+    layers = layers_of(network, params)
 
     @jax.jit
     def run(x: Array) -> Array:
@@ -107,7 +109,7 @@ def convolutions_as_products(
                 h, window, strides, layer.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
             weight = jnp.moveaxis(p["weight"], 2, 0).reshape(-1, layer.channels)  # patches come channel by channel
-            s = _dot(patches.reshape(-1, weight.shape[0]), weight).reshape(*patches.shape[:3], -1)
+            s = dot(patches.reshape(-1, weight.shape[0]), weight).reshape(*patches.shape[:3], -1)
             return layer.activation(s + jnp.broadcast_to(p["bias"], s.shape)), None
 
         return network.scan(step, params, x)[0]
@@ -185,11 +187,11 @@ def _torch_layers(network: Network, params: Params) -> list[Callable[[Any], Any]
         function = functions[layer.activation.name]
         return lambda h: function(torch.addmm(bias, h, weight) if h.ndim == 2 else h @ weight + bias)
 
-    return [made(layer, p) for layer, p in _layers(network, params)]
+    return [made(layer, p) for layer, p in layers_of(network, params)]
 
 
-def _layers(network: Network, params: Params) -> list[tuple[Layer, Any]]:
-    """Every layer with its own parameters."""
+def layers_of(network: Network, params: Params) -> list[tuple[Layer, Any]]:
+    """Returns every layer with its own parameters."""
     return [
         (stage.layer, jax.tree.map(lambda leaf, index=index: leaf[index], p))
         for stage, p in zip(network.stages, params, strict=True)
@@ -202,7 +204,3 @@ def _rest(layers: list[tuple[Layer, Any]], h: Array) -> Array:
     for layer, p in layers:
         h = layer.apply(p, h)
     return h[0]
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

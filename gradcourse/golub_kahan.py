@@ -42,7 +42,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gradcourse.checks import positive_integer
 from gradcourse.layers import Layer, as_scaled, linearized
-from gradcourse.logdomain import LN10, Scaled, finite, to_unit
+from gradcourse.logdomain import LN10, Scaled, dot, finite, to_unit
 from gradcourse.networks import Network, Params
 from gradcourse.profile import Profile
 
@@ -173,7 +173,7 @@ def _next(v: Array, before: Array, size: Array, key: PRNGKeyArray) -> tuple[Arra
 def _orthogonal(v: Array, before: Array) -> Array:
     """`v` without its parts along the rows `before`; twice is enough (Parlett, quoting W. Kahan)."""
     for _ in range(2):
-        v = v - _dot(_dot(before, v), before)
+        v = v - dot(dot(before, v), before)
     return v
 
 
@@ -264,7 +264,3 @@ def _of_one(
 
 def _scaled(v: Array, exponent: Int[Array, ""]) -> Array:
     return v * jnp.ldexp(jnp.ones((), v.dtype), -exponent)
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

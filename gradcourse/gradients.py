@@ -26,8 +26,18 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from gradcourse.checks import known_false, known_name, positive_number
-from gradcourse.layers import Conv, Dense, Layer, ScaledInput, as_scaled, linearized, times_power
-from gradcourse.logdomain import NO_EXPONENT, Scaled, check_overflow, finite, profile_of, rescale, to_unit, total
+from gradcourse.layers import Conv, Dense, Layer, ScaledInput, as_scaled, linearized
+from gradcourse.logdomain import (
+    NO_EXPONENT,
+    Scaled,
+    check_overflow,
+    finite,
+    profile_of,
+    rescale,
+    times_power,
+    to_unit,
+    total,
+)
 from gradcourse.networks import Network, Params
 from gradcourse.profile import Profile
 from gradcourse.shortcuts import parameter_gradient

@@ -28,7 +28,7 @@ from gradcourse import activations, initializers
 from gradcourse.activations import Activation
 from gradcourse.checks import known_name, positive_integer
 from gradcourse.initializers import Initializer
-from gradcourse.logdomain import to_unit
+from gradcourse.logdomain import dot, times_power, to_unit
 
 __all__ = [
     "AvgPool",
@@ -39,7 +39,6 @@ __all__ = [
     "MaxPool",
     "as_scaled",
     "linearized",
-    "times_power",
     "wait_for",
 ]
 
@@ -158,7 +157,7 @@ class _Affine(Layer):
         near = times_power(s, jnp.clip(exponent, -reach, most))
         slope = self.activation.slope(near)
         beyond = (exponent < -reach) | (exponent > most)
-        output = jnp.where(_along(beyond, s), s * slope, self.activation(near))
+        output = jnp.where(beyond.reshape(-1, *[1] * (s.ndim - 1)), s * slope, self.activation(near))
         return output, jnp.where(beyond, exponent, 0), slope
 
     def _scaled_preactivation(self, params: Params, h: Array, exponent: Array) -> tuple[Array, Array]:
@@ -169,7 +168,7 @@ class _Affine(Layer):
         bias, bias_exponent = to_unit(params["bias"], (0,))
         exponent = exponent + own + shift
         larger = jnp.where(jnp.any(bias != 0), jnp.maximum(exponent, bias_exponent), exponent)
-        shifted = jnp.broadcast_to(bias, s.shape) * _along(_power(jnp.minimum(bias_exponent - larger, 0), s.dtype), s)
+        shifted = times_power(jnp.broadcast_to(bias, s.shape), jnp.minimum(bias_exponent - larger, 0))
         s, shift = to_unit(times_power(s, exponent - larger) + shifted, axes)
         return s, larger + shift
 
@@ -245,11 +244,11 @@ class Dense(_Affine):
 
     def linear(self, weight: Array, h: Array) -> Array:
         """Returns `h @ weight`."""
-        return jnp.matmul(h, weight, precision=lax.Precision.HIGHEST)
+        return dot(h, weight)
 
     def transpose(self, weight: Array, v: Array, shape: Shape) -> Array:
         """Returns `v @ weight.T`."""
-        return jnp.matmul(v, weight.T, precision=lax.Precision.HIGHEST)
+        return dot(v, weight.T)
 
 
 @dataclass(frozen=True, init=False)
@@ -428,21 +427,6 @@ def wait_for(drawn: Any, key: PRNGKeyArray) -> PRNGKeyArray:
     """
     leaves = jax.tree.leaves(drawn)
     return jax.random.fold_in(key, jnp.isnan(leaves[-1]).any()) if leaves else key
-
-
-def times_power(h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]) -> Float[Array, "batch *shape"]:
-    """Returns `h * 2 ** exponent`, example by example."""
-    return h * _along(_power(exponent, h.dtype), h)
-
-
-def _power(exponent: Array, dtype: Any) -> Array:
-    """`2 ** exponent`; 0 or infinity beyond the format, even where the exponent is beyond every integer's."""
-    return jnp.ldexp(jnp.ones(exponent.shape, dtype), jnp.clip(exponent, -2000, 2000))
-
-
-def _along(values: Array, h: Array) -> Array:
-    """One value per example, in a shape that can be combined with `h`."""
-    return values.reshape(-1, *[1] * (h.ndim - 1))
 
 
 def _set(layer: Layer, **fields: Any) -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from gradcourse.checks import known_false
@@ -23,12 +24,14 @@ from gradcourse.profile import Profile
 __all__ = [
     "Scaled",
     "check_overflow",
+    "dot",
     "finite",
     "log_ratio",
     "log_root_mean_square",
     "normal",
     "profile_of",
     "rescale",
+    "times_power",
     "to_unit",
     "total",
 ]
@@ -53,6 +56,17 @@ def to_unit(v: Float[Array, "*shape"], axes: tuple[int, ...]) -> tuple[Array, Ar
     limit = -int(jnp.finfo(v.dtype).minexp)
     shift = jnp.clip(jnp.frexp(peak)[1], -limit, limit)
     return v * jnp.ldexp(jnp.ones_like(peak), -shift), jnp.squeeze(shift, axes)
+
+
+def times_power(h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]) -> Float[Array, "batch *shape"]:
+    """Returns `h * 2 ** exponent`, example by example; 0 or infinity beyond the format, however big the exponent."""
+    power = jnp.ldexp(jnp.ones(exponent.shape, h.dtype), jnp.clip(exponent, -2000, 2000))
+    return h * power.reshape(-1, *[1] * (h.ndim - 1))
+
+
+def dot(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns `a @ b` in the full precision of its format, on accelerators too."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
 def rescale(

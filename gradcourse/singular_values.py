@@ -42,7 +42,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gradcourse.checks import known_name
 from gradcourse.layers import Layer, Shape, as_scaled, linearized
-from gradcourse.logdomain import Scaled, finite, rescale, to_unit
+from gradcourse.logdomain import Scaled, dot, finite, rescale, to_unit
 from gradcourse.networks import Network, Params
 from gradcourse.profile import Profile
 
@@ -313,7 +313,7 @@ def _graded_decomposition(
     norm = jnp.where(jnp.isfinite(rounding), norm, jnp.nan)  # an overflow is to be found out, not to look like zero
     exponent = jnp.where(norm == 0, NO_SIZE, exponent + shift)
     order = jnp.lexsort((-norm, -exponent))
-    turned = norm[order, None] * _dot(_dot(turn[order], basis), right.T)
+    turned = norm[order, None] * dot(dot(turn[order], basis), right.T)
     missing = len(rows) - len(norm)
     exponent = jnp.pad(exponent[order], (0, missing), constant_values=NO_SIZE)
     return Spectrum(exponent, jnp.pad(norm[order], (0, missing))), jnp.pad(turned, ((0, missing), (0, 0)))
@@ -337,9 +337,9 @@ def _eliminated(
         pivot = jnp.argmax(size)
         some = norms[pivot] > rounding
         vector = rows[pivot] / jnp.where(some, norms[pivot], 1)
-        vector = vector - _dot(_dot(vectors, vector), vectors)  # orthogonal to rounding, though the rest may be small
+        vector = vector - dot(dot(vectors, vector), vectors)  # orthogonal to rounding, though the rest may be small
         vector = vector / jnp.where(some, jnp.linalg.norm(vector), 1)
-        parts = _dot(rows, vector)
+        parts = dot(rows, vector)
         column = jnp.ldexp(parts, jnp.clip(exponent - exponent[pivot], -APART, APART))
         return (
             (rows - parts[:, None] * vector[None]).at[pivot].set(0),
@@ -369,7 +369,7 @@ def _rotated(
         count, columns, *_ = state
         norms = jnp.linalg.norm(columns, axis=1, keepdims=True)
         units = columns / jnp.where(norms > 0, norms, 1)
-        cosines = jnp.abs(_dot(units, units.T)) * (1 - jnp.eye(len(units), dtype=units.dtype))
+        cosines = jnp.abs(dot(units, units.T)) * (1 - jnp.eye(len(units), dtype=units.dtype))
         return (count < SWEEPS) & (cosines.max() > 4 * len(units) ** 0.5 * jnp.finfo(units.dtype).eps)
 
     def sweep(state: Any) -> Any:
@@ -423,7 +423,3 @@ def _rotate(columns: Array, exponent: Array, turn: Array) -> tuple[Array, Array,
 def _next_pairs(*parts: Array) -> tuple[Array, ...]:
     """The columns in the next round's order: the first stays, the others move on by one."""
     return tuple(jnp.concatenate([part[:1], part[-1:], part[1:-1]]) for part in parts)
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

@@ -22,8 +22,8 @@ from jax.typing import ArrayLike as _ArrayLike
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from gradcourse.checks import positive_number
-from gradcourse.layers import Conv, Dense, Layer, ScaledInput, as_scaled, linearized, times_power
-from gradcourse.logdomain import check_overflow, to_unit
+from gradcourse.layers import Conv, Dense, Layer, ScaledInput, as_scaled, linearized
+from gradcourse.logdomain import check_overflow, times_power, to_unit
 from gradcourse.networks import Network, Params
 
 __all__ = ["UnitStatistics", "silent_units", "unit_statistics"]
