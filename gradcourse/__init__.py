@@ -11,9 +11,9 @@
 True
 """
 
-from gradcourse import claims, meanfield, plots, probes, singular_values
+from gradcourse import claims, experiments, meanfield, plots, probes, singular_values
 from gradcourse.activations import ACTIVATIONS, Activation
-from gradcourse.datasets import digits
+from gradcourse.datasets import Dataset, digits
 from gradcourse.golub_kahan import LayerExtremes, layer_extremes
 from gradcourse.gradients import (
     activation_gradient_norms,
@@ -21,6 +21,8 @@ from gradcourse.gradients import (
     sgd_update_to_weight_ratios,
     update_to_weight_ratios,
 )
+from gradcourse.history import History
+from gradcourse.idx import idx_folder, read_idx
 from gradcourse.initializers import INITIALIZERS, Initializer, gaussian
 from gradcourse.jacobians import (
     GainSplit,
@@ -32,6 +34,8 @@ from gradcourse.jacobians import (
 from gradcourse.layers import AvgPool, Conv, Dense, Flatten, Layer, MaxPool
 from gradcourse.networks import Network, cnn, mlp, sequential
 from gradcourse.profile import Profile
+from gradcourse.runs import Run
+from gradcourse.shapeset import Shapeset
 from gradcourse.shortcuts import Residual
 from gradcourse.singular_values import (
     backward_singular_values,
@@ -39,8 +43,8 @@ from gradcourse.singular_values import (
     layer_singular_values,
 )
 from gradcourse.statistics import UnitStatistics, silent_units, unit_statistics
-from gradcourse.sweeps import over_seeds
-from gradcourse.training import accuracy, cross_entropy, train
+from gradcourse.sweeps import over_seeds, sweep
+from gradcourse.training import Data, accuracy, cross_entropy, train
 
 __all__ = [
     "ACTIVATIONS",
@@ -48,9 +52,12 @@ __all__ = [
     "Activation",
     "AvgPool",
     "Conv",
+    "Data",
+    "Dataset",
     "Dense",
     "Flatten",
     "GainSplit",
+    "History",
     "Initializer",
     "Layer",
     "LayerExtremes",
@@ -58,6 +65,8 @@ __all__ = [
     "Network",
     "Profile",
     "Residual",
+    "Run",
+    "Shapeset",
     "UnitStatistics",
     "accuracy",
     "activation_gradient_norms",
@@ -67,9 +76,11 @@ __all__ = [
     "cnn",
     "cross_entropy",
     "digits",
+    "experiments",
     "forward_jacobian_norms",
     "forward_singular_values",
     "gaussian",
+    "idx_folder",
     "layer_extremes",
     "layer_jacobian_norms",
     "layer_singular_values",
@@ -80,10 +91,12 @@ __all__ = [
     "parameter_gradient_norms",
     "plots",
     "probes",
+    "read_idx",
     "sequential",
     "sgd_update_to_weight_ratios",
     "silent_units",
     "singular_values",
+    "sweep",
     "train",
     "unit_statistics",
     "update_to_weight_ratios",

@@ -10,17 +10,14 @@ True
 """
 
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import jax
@@ -31,9 +28,13 @@ from jax import lax
 
 from gradcourse import contenders
 from gradcourse.checks import known_name
+from gradcourse.datasets import digits
 from gradcourse.jacobians import backward_jacobian_norms
 from gradcourse.networks import Network, Params, cnn, mlp
 from gradcourse.probes import Probe, probe
+from gradcourse.provenance import in_words, provenance
+from gradcourse.sweeps import sweep as train_many
+from gradcourse.training import train
 
 __all__ = [
     "CASES",
@@ -42,7 +43,6 @@ __all__ = [
     "chosen",
     "depth_scan",
     "matrix_product_peak",
-    "provenance",
     "race",
     "run",
     "sweep_shares",
@@ -233,8 +233,47 @@ def _probed(network: Network, batch: int, setting: str) -> Row:
     return race("probes", f"{setting}, 10 steps", "without probes", ours, theirs, at_most=1.05, rounds=21)
 
 
+def training(runs: tuple[int, int] = (8, 8), steps: int = 500) -> Iterator[Row]:
+    """A sweep over seeds and rates of small networks against training them one by one, in two ways.
+
+    Either each rate is a constant of its own program, as in `optax.sgd(0.1)`, or all share one program.
+    """
+    network, data, key = (
+        mlp(64, [16, 16], OUTPUTS, activation="tanh", init="glorot_uniform"),
+        digits(),
+        jax.random.key(0),
+    )
+    seeds, rates = runs[0], [0.01 * 1.7**power for power in range(runs[1])]
+    settings: dict[str, Any] = {"steps": steps, "batch_size": 8, "watch": (data.x_test[:50], data.y_test[:50])}
+    starts = [network.init(key=one) for one in jax.random.split(key, seeds)]
+
+    def together(clear: bool) -> Any:
+        if clear:
+            jax.clear_caches()
+        found = train_many(network, data, optax.sgd, learning_rates=rates, seeds=seeds, key=key, **settings)
+        return found[1].loss
+
+    def one_by_one(compiled_in: bool) -> Any:
+        if compiled_in:
+            jax.clear_caches()
+        losses = []
+        for start, rate in product(starts, rates):
+            ways: dict[str, Any] = {"optimizer": optax.sgd(rate)}
+            if not compiled_in:
+                ways = {"optimizer": optax.sgd, "learning_rate": rate}
+            losses.append(train(network, start, data, key=key, progress=False, **ways, **settings)[1].loss)
+        return losses
+
+    setting = f"training {seeds * len(rates)} nets, 2 layers of 16, {steps} steps"
+    ours, theirs = partial(together, False), partial(one_by_one, False)
+    yield race("training", setting, "one by one, one program", ours, theirs, at_least=1.0)
+    ours, theirs = partial(together, True), partial(one_by_one, True)
+    setting, against = f"{setting}, compiled too", "one by one, a program each"
+    yield race("training", setting, against, ours, theirs, at_least=8.0, rounds=1, warm=False)
+
+
 CASES: dict[str, Callable[[], Iterator[Row]]] = {
-    case.__name__: case for case in (sweep, torch, compiling, convolution, matfree, probes)
+    case.__name__: case for case in (sweep, torch, compiling, convolution, matfree, probes, training)
 }
 NEEDS = {"torch": "torch", "matfree": "matfree"}
 
@@ -316,41 +355,7 @@ class Record:
 
     def __str__(self) -> str:
         """What machine, when and how, in a few lines."""
-        versions = fill(", ".join(f"{package} {found}" for package, found in self.provenance["versions"].items()), 76)
-        where = "{device}, {cores} cores, {system}, Python {python}".format(**self.provenance)
-        return f"{where}\n{versions}\n{self.provenance['date']}: {self.provenance['command']}"
-
-
-def provenance(command: str) -> dict[str, Any]:
-    """Returns what the numbers depend on: device, versions, date and command."""
-    device = jax.devices()[0]
-    versions = {}
-    for package in ("gradcourse", "jax", "jaxlib", "numpy", "torch", "matfree"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "command": command,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "platform": device.platform,
-        "device": _processor() if device.platform == "cpu" else device.device_kind,
-        "driver": str(getattr(device.client, "platform_version", "")).strip(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": versions,
-        "settings": {"batch": BATCH, "outputs": OUTPUTS, "dtype": "float32", "matmul precision": "highest"},
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        return in_words(self.provenance)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -386,6 +391,8 @@ def run(cases: Sequence[str] = (), record: Path | None = None) -> list[Row]:
     print(table(rows))
     if record is not None:
         command = " ".join(["python -m gradcourse bench", *cases, "--json", record.name])
-        Record(provenance(command), tuple(rows), depth_scan(), matrix_product_peak(), sweep_shares()).write(record)
+        settings = {"batch": BATCH, "outputs": OUTPUTS, "dtype": "float32", "matmul precision": "highest"}
+        source = provenance(command, packages=("torch", "matfree")) | {"settings": settings}
+        Record(source, tuple(rows), depth_scan(), matrix_product_peak(), sweep_shares()).write(record)
         print(f"recorded in {record}")
     return rows

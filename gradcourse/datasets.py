@@ -7,10 +7,13 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from sklearn.datasets import load_digits
+
+from gradcourse.checks import positive_integer
 
 __all__ = ["Dataset", "digits"]
 
@@ -22,6 +25,16 @@ class Dataset(NamedTuple):
     y_train: Int[Array, " train"]
     x_test: Float[Array, "test *shape"]
     y_test: Int[Array, " test"]
+
+    def batch(self, size: int, *, key: PRNGKeyArray) -> tuple[Float[Array, "size *shape"], Int[Array, " size"]]:
+        """Returns `size` training examples and their labels, drawn with replacement by `key`.
+
+        >>> x, y = digits().batch(32, key=jax.random.key(0))
+        >>> x.shape, y.shape
+        ((32, 64), (32,))
+        """
+        chosen = jax.random.randint(key, (positive_integer("size", size),), 0, len(self.x_train))
+        return self.x_train[chosen], self.y_train[chosen]
 
 
 def digits(*, images: bool = False) -> Dataset:

@@ -109,7 +109,7 @@ def parameter_gradient_norms(
     cost and errors as in `activation_gradient_norms`.
     """
     params, x, y = _checked(network, params, x, y, loss)
-    layers = _layers_with(network, params, part)
+    layers = layers_with(network, params, part)
     exponent, square = _sound(_parameter_norms(network, loss, part, params, x, y))
     quantity = f"gradient of the mean loss with respect to each layer's {_named(part)}"
     return Profile(exponent, jnp.log2(square) / 2, jnp.zeros_like(square), layers, quantity)
@@ -131,13 +131,13 @@ def update_to_weight_ratios(network: Network, params: Params, updates: Params, *
     array([-30., -30., -30.])
     """
     params, _ = network.measurable(params, jnp.zeros((1, *network.input_shape), _dtype(params)))
-    layers = _layers_with(network, params, part)
+    layers = layers_with(network, params, part)
     params, updates = _in_one_precision(params, _checked_updates(updates, params))
-    update = _layer_squares(network, part, updates)
+    update = layer_squares(network, part, updates)
     if known_false((sound := jnp.isfinite(update.square)).all()):
         name = layers[int(jnp.argmin(sound))]
         raise ValueError(f"updates of layer {name!r} contain NaN or infinity; accepted are finite numbers.")
-    return _ratio(update, _layer_squares(network, part, params), layers, part)
+    return _ratio(update, layer_squares(network, part, params), layers, part)
 
 
 def sgd_update_to_weight_ratios(
@@ -155,11 +155,11 @@ def sgd_update_to_weight_ratios(
     That is `learning_rate` times `parameter_gradient_norms`, over the parameters' norms; arguments as there.
     """
     params, x, y = _checked(network, params, x, y, loss)
-    layers = _layers_with(network, params, part)
+    layers = layers_with(network, params, part)
     rate, rate_exponent = frexp(positive_number("learning_rate", learning_rate))  # a float32 has no 1e-50
     gradient = _sound(_parameter_norms(network, loss, part, params, x, y))
     update = Scaled(gradient.exponent + rate_exponent, gradient.square * rate**2)
-    return _ratio(update, _layer_squares(network, part, params), layers, part)
+    return _ratio(update, layer_squares(network, part, params), layers, part)
 
 
 def _ratio(update: Scaled, weight: Scaled, layers: tuple[str, ...], part: str) -> Profile:
@@ -294,7 +294,7 @@ def _octaves(z: Float[Array, " batch"]) -> tuple[Int[Array, " batch"], Float[Arr
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _layer_squares(network: Network, part: str, tree: Params) -> Scaled:
+def layer_squares(network: Network, part: str, tree: Params) -> Scaled:
     """The squared norms, `(layer,)`, of each layer's `part` of `tree`."""
     chosen = [
         (stage.repeats, _chosen(stage_tree, part)) for stage, stage_tree in zip(network.stages, tree, strict=True)
@@ -329,7 +329,7 @@ def _dtype(tree: Any) -> Any:
     return jnp.result_type(*jax.tree.leaves(tree)) if jax.tree.leaves(tree) else jnp.result_type(float)
 
 
-def _layers_with(network: Network, params: Params, part: str) -> tuple[str, ...]:
+def layers_with(network: Network, params: Params, part: str) -> tuple[str, ...]:
     """The names of the layers that have parameters called `part`; raises `ValueError` where none has."""
     names = dict.fromkeys(_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
     if not names:

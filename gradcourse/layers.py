@@ -297,6 +297,14 @@ class Conv(_Affine):
         """Returns `(kernel_size, kernel_size, in, out)`."""
         return (self.kernel_size, self.kernel_size, shape[-1], self.channels)
 
+    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns `f(s)`, in a form that XLA differentiates fast: on a CPU as a product of all the windows.
+
+        There, a training step over convolutions proper takes twelve times as long.
+        """
+        s = lax.platform_dependent(params["weight"], h, cpu=self._as_product, default=self.linear)
+        return self.activation(s + jnp.broadcast_to(params["bias"], s.shape))
+
     def linear(self, weight: Array, h: Array) -> Array:
         """Returns the padded image convolved with the kernel."""
         return _convolve(weight, h, self._pads(h.shape[1:]), self.stride, wrap=self.padding == "CIRCULAR")
@@ -313,6 +321,20 @@ class Conv(_Affine):
     def exposed(self, shape: Shape) -> tuple[str, ...]:
         """Returns the weights' name, unless the kernel reaches so far beyond the image that a part meets no pixel."""
         return () if self.padding == "SAME" and self.kernel_size > min(shape[:2]) else super().exposed(shape)
+
+    def _as_product(self, weight: Array, h: Array) -> Array:
+        """The same as `linear`, from every window of the image as a row."""
+        mode = "wrap" if self.padding == "CIRCULAR" else "constant"
+        padded = jnp.pad(h, ((0, 0), *self._pads(h.shape[1:]), (0, 0)), mode=mode)
+        height, width, _ = self.output_shape(h.shape[1:])
+        step = self.stride
+        windows = [
+            padded[:, row : row + step * height : step, column : column + step * width : step]
+            for row in range(self.kernel_size)
+            for column in range(self.kernel_size)
+        ]
+        rows = jnp.concatenate(windows, axis=-1).reshape(len(h) * height * width, -1)
+        return dot(rows, weight.reshape(rows.shape[-1], -1)).reshape(len(h), height, width, -1)
 
     def _transposed(self, weight: Array, v: Array, *, shape: Shape) -> Array:
         like = jax.ShapeDtypeStruct((v.shape[0], *shape), v.dtype)

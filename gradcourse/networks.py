@@ -96,9 +96,12 @@ class Network:
         return self.scan(lambda layer, p, h: (layer.apply(p, h), None), params, x)[0]
 
     def scan(
-        self, step: Callable[[Layer, Any, Any], tuple[Any, Any]], params: Params, carry: Any
+        self, step: Callable[[Layer, Any, Any], tuple[Any, Any]], params: Sequence[Any], carry: Any
     ) -> tuple[Any, list[Any]]:
-        """Returns the last carry and, per stage, the stacked second results of `step(layer, layer_params, carry)`."""
+        """Returns the last carry and, per stage, the stacked second results of `step(layer, layer_params, carry)`.
+
+        `params` may be any pytrees, one per stage, whose arrays have the layers in front.
+        """
         collected = []
         for stage, stage_params in zip(self.stages, params, strict=True):
             carry, results = stage.scan(partial(_per_layer, step, stage.layer), carry, stage_params)

@@ -13,6 +13,7 @@ hues when the book's dark theme inverts the figures. Nothing here touches pyplot
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -26,7 +27,19 @@ from gradcourse.activations import resolve
 from gradcourse.jacobians import GainSplit
 from gradcourse.profile import Profile
 
-__all__ = ["LOOK", "STYLE", "Figure", "costs", "curves", "gain_split", "images", "look", "profiles", "slopes"]
+__all__ = [
+    "LOOK",
+    "STYLE",
+    "Figure",
+    "costs",
+    "curves",
+    "gain_split",
+    "images",
+    "layers_over_steps",
+    "look",
+    "profiles",
+    "slopes",
+]
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -185,6 +198,45 @@ def curves(
     return figure
 
 
+def layers_over_steps(
+    step: ArrayLike,
+    values: ArrayLike,
+    *,
+    layers: Sequence[Any] | None = None,
+    ylabel: str,
+    xlabel: str = "updates",
+    title: str = "",
+    log: str = "",
+) -> Figure:
+    """Returns a quantity of every layer against the step, one line per layer, as a `History` has it.
+
+    `values` are `(snapshot, layer)`, or `(seed, snapshot, layer)` for a band from the smallest to the largest seed.
+    Colours run from the input (dark) to the output (light); `layers` names them, by default by number. `log` as in
+    `curves`.
+
+    >>> layers_over_steps(np.arange(3), np.ones((5, 3, 2)), ylabel="norm")
+    <Figure: 1 panel>
+    """
+    values = np.asarray(values)
+    count = values.shape[-1]
+    names = [str(index) for index in range(count)] if layers is None else [str(name) for name in layers]
+    colours = mpl.colormaps["plasma"](np.linspace(0, 0.62, count))  # beyond, a line is too pale on white
+    figure, (axes,) = _panels(1)
+    with mpl.rc_context(STYLE):
+        for index, (name, colour, marker) in enumerate(zip(names, colours, _cycle(count), strict=True)):
+            one = values[..., index]
+            if one.ndim > 1:
+                axes.fill_between(step, one.min(axis=0), one.max(axis=0), color=colour, alpha=0.18, linewidth=0)
+                one = one.mean(axis=0)
+            axes.plot(step, one, color=colour, marker=marker, markevery=max(1, len(one) // 8), label=name)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        for axis in log:
+            getattr(axes, f"set_{axis}scale")("log")
+        axes.set_title(title)
+        axes.legend(title="layer", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
 def slopes(names: Sequence[str], *, reach: float = 8.0, title: str = "") -> Figure:
     """Returns two panels: the named activations, and their derivatives with the derivatives' bounds dashed."""
     figure, panels = _panels(2)
@@ -275,6 +327,11 @@ def _panels(count: int, **shared: Any) -> tuple[Figure, Sequence[Axes]]:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.0 if count == 1 else 3.4), layout="constrained")
         return figure, np.ravel(figure.subplots(1, count, **shared)).tolist()
+
+
+def _cycle(count: int) -> list[str]:
+    """As many markers as asked for, so that lines can be told apart without their colours."""
+    return [marker for marker, _ in zip(cycle("osD^vPX<>p"), range(count), strict=False)]
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def unit_statistics(
     whose `derivative_bound` is not known. Cost: one forward pass. Raises as
     `gradcourse.jacobians.backward_jacobian_norms`, also where a variance overflows.
     """
-    found = _unit_statistics(network, *network.measurable(params, x), positive_number("tail", tail))
+    found = statistics_of(network, *network.measurable(params, x), tail=positive_number("tail", tail))
     check_overflow(jnp.isfinite(jnp.stack([found.deviation, found.mean, found.variance])).all())
     return found
 
@@ -90,8 +90,24 @@ def silent_units(network: Network, params: Params, x: Float[Array, "batch *shape
 
 
 @partial(jax.jit, static_argnums=0)
-def _unit_statistics(network: Network, params: Params, x: Array, tail: _ArrayLike) -> UnitStatistics:
-    def step(layer: Layer, p: Any, scaled: ScaledInput) -> tuple[ScaledInput, dict[str, Array]]:
+def statistics_of(
+    network: Network,
+    params: Params,
+    x: Float[Array, "batch *shape"],
+    *,
+    tail: _ArrayLike = 0.05,
+    present: tuple[Bool[Array, "..."], ...] | None = None,
+) -> UnitStatistics:
+    """Returns `unit_statistics` without looking at its arguments' numbers; layers not `present` hand on their input."""
+
+    def step(layer: Layer, one: Any, scaled: ScaledInput) -> tuple[ScaledInput, dict[str, Array]]:
+        p, there = one
+        scaled_next, found = looked_at(layer, p, scaled)
+        if there is None or scaled_next[0].shape != scaled[0].shape:
+            return scaled_next, found
+        return jax.tree.map(partial(jnp.where, there), scaled_next, scaled), found
+
+    def looked_at(layer: Layer, p: Any, scaled: ScaledInput) -> tuple[ScaledInput, dict[str, Array]]:
         scaled_next, slope = linearized(layer, p, scaled)
         h, h_next = times_power(*scaled), times_power(*scaled_next)
         found = {"mean": h_next.mean(), "variance": h_next.var()}
@@ -107,7 +123,8 @@ def _unit_statistics(network: Network, params: Params, x: Array, tail: _ArrayLik
         found |= {"saturated": saturated * nan if isnan(bound) else saturated}  # nothing is below NaN
         return scaled_next, found | {"silent": _silent(slope).mean()}
 
-    _, collected = network.scan(step, params, as_scaled(x))
+    everywhere = (None,) * len(params) if present is None else present
+    _, collected = network.scan(step, tuple(zip(params, everywhere, strict=True)), as_scaled(x))
     found = jax.tree.map(lambda *stages: jnp.concatenate(stages), *collected)
     return UnitStatistics(**found, layers=network.layer_names)
 

@@ -75,6 +75,7 @@ SMALL = {
     "compiling": partial(bench.compiling, shallow=3, depths=(3, 5), rounds=1),
     "convolution": partial(bench.convolution, depth=4),
     "probes": partial(bench.probes, dense=(3, 8, 4), conv=(4, 2, 4)),
+    "training": partial(bench.training, runs=(1, 1), steps=1),
 }
 
 

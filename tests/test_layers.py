@@ -58,6 +58,19 @@ def test_the_turned_kernel_gives_what_jax_transposes(padding, size, stride):
     np.testing.assert_array_equal(layer.transpose(kernel, y, shape), transposed)
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR"])
+@pytest.mark.parametrize(("size", "stride"), [(4, 1), (3, 2), (2, 3)])
+def test_what_training_differentiates_is_the_same_convolution(padding, size, stride):
+    layer, shape = Conv(4, "relu", kernel_size=size, stride=stride, padding=padding), (5, 7, 2)
+    params = {"weight": whole_numbers(0, *layer.weight_shape(shape)), "bias": whole_numbers(1, 4)}
+    x, y = whole_numbers(2, 3, *shape), whole_numbers(3, 3, *layer.output_shape(shape))
+    trained, pull = jax.vjp(layer.apply, params, x)
+    measured, other_pull = jax.vjp(lambda p, x: layer.linearize(p, x)[0], params, x)
+    np.testing.assert_array_equal(trained, measured)
+    for one, other in zip(jax.tree.leaves(pull(y)), jax.tree.leaves(other_pull(y)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_circular_convolutions_commute_with_shifts():
     layer, x = Conv(3, "tanh", padding="CIRCULAR"), whole_numbers(0, 1, 5, 6, 2)
     params = layer.init((5, 6, 2), key=jax.random.key(0))
@@ -81,7 +94,7 @@ def test_both_halves_agree_with_autodiff(layer, shape):
     cotangent = jax.random.normal(jax.random.key(2), (3, 2, *layer.output_shape(shape)))
     tangent = jax.random.normal(jax.random.key(3), (3, 2, *shape))
     y, saved = layer.linearize(params, h)
-    np.testing.assert_array_equal(y, layer.apply(params, h))
+    np.testing.assert_allclose(y, layer.apply(params, h), rtol=1e-5, atol=1e-6)
     pulled = layer.pull(params, saved, layer.through_activation(saved, cotangent), shape)
     np.testing.assert_allclose(pulled, Layer.pull(layer, params, h, cotangent, shape), rtol=1e-4, atol=1e-5)
     pushed = layer.through_activation(saved, layer.push(params, saved, tangent))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 
 from gradcourse import plots
 from gradcourse.activations import ACTIVATIONS
@@ -155,3 +155,17 @@ def test_costs_show_every_way_and_leave_out_what_compiles_nothing() -> None:
     by_label = {line.get_label(): line.get_ydata() for line in figure.axes[1].lines}
     np.testing.assert_allclose(by_label["scanned"], 0.5)
     assert len(by_label["eager"]) == 0
+
+
+def test_layers_over_steps_draws_every_layer_with_the_band_of_its_seeds() -> None:
+    values = np.random.default_rng(0).normal(size=(5, 4, 3))  # seed, snapshot, layer
+    figure = plots.layers_over_steps(np.arange(0, 40, 10), values, ylabel="norm", layers=("first", "second", "third"))
+    for layer, name in enumerate(("first", "second", "third")):
+        np.testing.assert_allclose(drawn(figure, name), values[:, :, layer].mean(axis=0))
+        low, high = (part(values[:, :, layer], axis=0) for part in (np.min, np.max))
+        band = figure.axes[0].collections[layer].get_paths()[0].vertices
+        assert band[:, 1].min() == pytest.approx(low.min())
+        assert band[:, 1].max() == pytest.approx(high.max())
+    lines = figure.axes[0].lines
+    assert len({line.get_marker() for line in lines}) == 3
+    assert all(contrast_on_white(to_hex(line.get_color())) > 3 for line in lines)
