@@ -11,8 +11,9 @@
 True
 """
 
-from gradcourse import claims, experiments, meanfield, plots, probes, singular_values
+from gradcourse import claims, experiments, meanfield, optimizers, plots, probes, singular_values
 from gradcourse.activations import ACTIVATIONS, Activation
+from gradcourse.curvature import sharpness
 from gradcourse.datasets import Dataset, digits
 from gradcourse.golub_kahan import LayerExtremes, layer_extremes
 from gradcourse.gradients import (
@@ -87,6 +88,7 @@ __all__ = [
     "log_gain_split",
     "meanfield",
     "mlp",
+    "optimizers",
     "over_seeds",
     "parameter_gradient_norms",
     "plots",
@@ -94,6 +96,7 @@ __all__ = [
     "read_idx",
     "sequential",
     "sgd_update_to_weight_ratios",
+    "sharpness",
     "silent_units",
     "singular_values",
     "sweep",

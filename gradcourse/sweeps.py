@@ -111,7 +111,7 @@ def sweep(
     watch: tuple[Any, Any] | None = None,
     key: PRNGKeyArray,
     mesh: Mesh | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> tuple[Run, History]:
     """Returns the runs and histories of `train` for every seed, learning rate and depth, as one program.
 
@@ -149,7 +149,7 @@ def sweep(
         one = partial(advanced, network, optimizer, batch_size, every, True, steps)
         return (one if mesh is None else _shared_out(one, mesh))(data, watched, run, rates, present)
 
-    run, history = in_pieces(program, run, steps, every, progress is not False)
+    run, history = in_pieces(program, run, steps, every, progress)
 
     def unravelled(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.reshape(*axes, *leaf.shape[1:]), tree)

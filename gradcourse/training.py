@@ -76,7 +76,7 @@ def train(
     every: int | None = None,
     watch: tuple[Any, Any] | None = None,
     key: PRNGKeyArray | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> tuple[Run, History]:
     """Returns the run after `steps` updates on random minibatches, and the history of what was seen on the way.
 
@@ -87,7 +87,7 @@ def train(
 
     Snapshots are taken at the start and every `every` steps (by default at the end), on the examples `watch`, a pair
     `(x, y)`; by default 500 that the key draws from `data`. One costs three forward passes and a backward pass of
-    these. `progress` shows a bar; by default on a terminal, and not in notebooks.
+    these. On a terminal, not in notebooks, a bar shows the `progress`.
 
     Raises `ValueError` where `every` does not divide `steps`, and `ValueError` or `TypeError` for parameters or data
     that do not fit the network, a missing key and a missing or superfluous learning rate.
@@ -98,7 +98,7 @@ def train(
     run = _started(start, with_rate(optimizer, rate), key)
     watched = checked_watch(network, run.params, data, watch, run.key)
     program = partial(advanced, network, optimizer, batch_size, every, False)
-    shown = not traced((run, rate)) if progress is None else progress
+    shown = progress and not traced((run, rate))
     return in_pieces(lambda run, steps: program(steps, data, watched, run, rate, None), run, steps, every, shown)
 
 
@@ -196,6 +196,7 @@ def in_pieces(
     with bar:
         run, history = program(run, piece * every)
         for _ in range(blocks // piece - 1):
+            jax.block_until_ready(run)
             bar.update(piece * every)
             run, later = program(run, piece * every)
             history = history.then(later)

@@ -1,5 +1,7 @@
 """Training against a hand-written loop; runs that diverge, are interrupted, or make no sense."""
 
+import io
+import sys
 from functools import partial
 
 import jax
@@ -13,7 +15,7 @@ from gradcourse.history import History
 from gradcourse.layers import Conv, Dense, Flatten
 from gradcourse.networks import mlp, sequential
 from gradcourse.runs import Run
-from gradcourse.training import accuracy, cross_entropy, in_pieces, train
+from gradcourse.training import accuracy, cross_entropy, train
 
 NETWORK = mlp(64, [16], 10, activation="tanh", init="glorot_uniform")
 DATA = digits()
@@ -134,13 +136,20 @@ def test_a_diverged_run_keeps_its_last_sound_parameters() -> None:
     assert min(np.abs(kept - other).max() / np.abs(other).max() for other in candidates) < 1e-3
 
 
-def test_a_run_in_pieces_is_the_whole_run(whole, capsys) -> None:
-    start = NETWORK.init(key=jax.random.key(0))
+class Terminal(io.StringIO):
+    """What a progress bar takes for a terminal."""
 
-    def program(run, steps):
-        return train(NETWORK, run, DATA, MOMENTUM, steps=steps, **SETTINGS)
+    def isatty(self) -> bool:
+        """Returns that it is one."""
+        return True
 
-    run, history = in_pieces(program, Run.start(start, MOMENTUM, key=jax.random.key(1)), 200, 50, shown=True)
+
+@pytest.mark.parametrize("stderr", [Terminal(), io.StringIO()], ids=["terminal", "file"])
+def test_progress_is_shown_on_a_terminal_and_changes_nothing(whole, stderr, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    start, settings = NETWORK.init(key=jax.random.key(0)), SETTINGS | {"progress": True}
+    run, history = train(NETWORK, start, DATA, MOMENTUM, steps=200, key=jax.random.key(1), **settings)
+    assert ("/200" in stderr.getvalue()) is stderr.isatty()
     assert same(run, whole[0])
     assert same(history, whole[1])
 
@@ -225,7 +234,9 @@ def test_runs_are_read_only_for_what_they_are(whole, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match=r"has float32.* accepted for this network and optimiser is nothing"):
         load(optax.sgd)
-    with pytest.raises(ValueError, match=r"has float32\(1, 16\) as .optimizer_state.*; accepted .* is float32\(1, 17\)"):
+    with pytest.raises(
+        ValueError, match=r"has float32\(1, 16\) as .optimizer_state.*; accepted .* is float32\(1, 17\)"
+    ):
         Run.load(path, mlp(64, [17], 10), MOMENTUM)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="is no run written by Run"):
