@@ -9,6 +9,8 @@ import nbformat
 import numbers_in_prose
 import pytest
 
+from gradcourse.claims import CLAIMS
+
 CHAPTERS = guard.chapters()
 
 
@@ -96,6 +98,23 @@ def test_each_fault_is_named(check: Callable[[Any], Iterator[str]], spoiled: Cal
     notebook = small_notebook()
     spoiled(notebook)
     assert any(words in complaint for complaint in check(notebook)), list(check(notebook))
+
+
+def test_a_claim_without_a_measurement_is_named() -> None:
+    notebook = small_notebook()
+    one = {"claim": "C06", "verdict": "supported"}
+    notebook.cells[1].outputs.append(nbformat.v4.new_output("execute_result", data={guard.RECORD: one}))
+    assert list(guard.settled("04_glorot_initialisation", notebook)) == [
+        "is about C12, and no cell records a measurement of it with `gc.claims.record`"
+    ]
+    (complaint,) = guard.settled("01_the_question", notebook)
+    assert complaint.startswith("records a measurement of C06")
+
+
+def test_every_claim_that_the_guard_asks_for_is_in_the_ledger() -> None:
+    due = set().union(*guard.CLAIMS.values())
+    assert due <= {claim.id for claim in CLAIMS}
+    assert set(guard.CLAIMS) <= {path.stem for path in CHAPTERS}
 
 
 def test_quoted_numbers_are_let_pass_where_tagged() -> None:

@@ -27,6 +27,14 @@ MAX_WIDTH = 76  # what fits the page
 MIN_ALT = 40
 MIN_EXERCISES = 3
 
+# Which claims of the page each chapter has to settle, wholly or in part.
+CLAIMS = {
+    "02_the_sigmoid_derivative": {"C09", "C10", "C21"},
+    "03_rectifiers": {"C08", "C11", "C13", "C14"},
+    "04_glorot_initialisation": {"C06", "C12"},
+}
+RECORD = "application/vnd.gradcourse.record+json"
+
 # Where numbers are quoted from papers: a tag of cells, a comment (`% ...`) in the paragraphs of other pages.
 ELSEWHERE = "numbers-from-elsewhere"
 RERUN = "run `make notebooks`"
@@ -220,6 +228,17 @@ def honest(notebook: Notebook) -> Iterator[str]:
                 )
 
 
+def settled(chapter: str, notebook: Notebook) -> Iterator[str]:
+    """The chapter has a measurement, with its verdict, of each claim that it is about, and of no other."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    recorded = {output.data[RECORD]["claim"] for output in outputs if RECORD in output.get("data", {})}
+    due = CLAIMS.get(chapter, set())
+    for claim in sorted(due - recorded):
+        yield f"is about {claim}, and no cell records a measurement of it with `gc.claims.record`"
+    for claim in sorted(recorded - due):
+        yield f"records a measurement of {claim}, which `CLAIMS` of the guard does not say it is about"
+
+
 def unprinted(page: Path, chapters: list[Path]) -> Iterator[str]:
     """The numbers on a page without cells that no chapter printed, save where the paragraph says so in a comment."""
     printed = numbers_in_prose.parse("\n".join(text for path in chapters for text in output_text(read(path))))
@@ -260,6 +279,7 @@ def complaints(path: Path) -> list[str]:
     """Everything that is wrong with one chapter."""
     notebook = read(path)
     found = [f"{path.name}: {complaint}" for check in CHECKS for complaint in check(notebook)]
+    found += [f"{path.name}: {complaint}" for complaint in settled(path.stem, notebook)]
     if (size := path.stat().st_size) > MAX_BYTES:
         found.append(f"{path.name}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.1f}; make its figures smaller")
     return found
