@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import jax
@@ -72,7 +73,8 @@ class Results:
 
     def __str__(self) -> str:
         seconds = sum(point["seconds"] for point in self.points)
-        return f"{self.about}: {len(self.points)} runs, {seconds / 60:.0f} minutes\n{in_words(self.provenance)}"
+        what = fill(f"{self.about}: {len(self.points)} runs, {seconds / 60:.0f} minutes", 76)
+        return f"{what}\n{in_words(self.provenance)}"
 
 
 @dataclass(frozen=True)
