@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from gradcourse.curvature import sharpness
 from gradcourse.datasets import digits
 from gradcourse.networks import mlp
-from gradcourse.curvature import sharpness
 from gradcourse.training import cross_entropy
 
 DATA = digits()
