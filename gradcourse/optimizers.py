@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float
 
 from gradcourse.checks import positive_integer, positive_number
 
-__all__ = ["largest_stable_rate", "layerwise", "normalised_steps", "scale_by_layer"]
+__all__ = ["largest_stable_rate", "layerwise", "normalised_steps", "scale_by_layer", "singh_steps"]
 
 
 def scale_by_layer(rates: Any) -> optax.GradientTransformation:
@@ -90,6 +90,26 @@ def normalised_steps(learning_rate: Any) -> optax.GradientTransformation:
     return layerwise(optax.chain(optax.scale_by_trust_ratio(), optax.scale_by_learning_rate(learning_rate)))
 
 
+def singh_steps(learning_rate: Any) -> optax.GradientTransformation:
+    r"""Returns the optimiser with the rate $\eta\, (1 + \ln(1 + 1 / \|g\|))$ for every array of every layer in a stack.
+
+    $g$ is that array's gradient: the smaller, the larger the rate, but only by its logarithm (Singh et al. 2015).
+
+    >>> gradient = [jnp.full((2, 1), 1e-7) * jnp.array([[1.0], [1e7]])]  # two layers, of norms 1e-7 and 1
+    >>> updates, _ = singh_steps(1.0).update(gradient, [optax.EmptyState()])
+    >>> [f"{rate:.2f}" for rate in (-updates[0] / gradient[0])[:, 0]]
+    ['17.12', '1.69']
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        size = optax.tree.norm(updates)
+        # ln(1 + 1/size) in a form that is finite, and exact, down to a gradient of 0, whose step is 0.
+        boost = 1 + jnp.log1p(size) - jnp.log(jnp.where(size > 0, size, 1))
+        return jax.tree.map(lambda g: -learning_rate * boost * g, updates), state
+
+    return layerwise(optax.GradientTransformation(lambda params: optax.EmptyState(), update))
+
+
 def largest_stable_rate(
     loss: Callable[..., Any],
     params: Any,
@@ -98,14 +118,16 @@ def largest_stable_rate(
     steps: int = 100,
     within: tuple[float, float] = (1e-4, 1e4),
     halvings: int = 20,
+    throughout: bool = False,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns a rate that is stable and one that is not, as near as `halvings` bisections bring them.
 
     A rate is stable if `steps` updates of `loss(params, *args)`, all on the same examples, end with a finite loss that
-    is not above the first. Bisection is on the logarithm, between the ends of `within`: the first has to be stable and
-    the last not, else `ValueError` (under `jit`, where it cannot be raised, NaN). The largest stable rate lies between
-    the two if stability is lost only once in between; where it is not, as with some optimisers, they enclose one of
-    the borders. Cost: `steps` times `halvings` + 2 gradients.
+    is not above the first; with `throughout`, if none of their losses is: a loss that has blown up and come down again,
+    as that of rectifiers that have all died, does not count then. Bisection is on the logarithm, between the ends of
+    `within`: the first has to be stable and the last not, else `ValueError` (under `jit`, where it cannot be raised,
+    NaN). The largest stable rate lies between the two if stability is lost only once in between; where it is not, as
+    with some optimisers, they enclose one of the borders. Cost: `steps` times `halvings` + 2 gradients.
 
     >>> def quadratic(x):
     ...     return 3 * jnp.square(x).sum()
@@ -121,12 +143,14 @@ def largest_stable_rate(
         chosen = optimizer(jnp.exp(log_rate))
 
         def step(carry: Any, _: None) -> tuple[Any, None]:
-            at, state = carry
-            updates, state = chosen.update(jax.grad(loss)(at, *args), state, at)
-            return (optax.apply_updates(at, updates), state), None
+            at, state, worst = carry
+            value, gradient = jax.value_and_grad(loss)(at, *args)
+            updates, state = chosen.update(gradient, state, at)
+            return (optax.apply_updates(at, updates), state, jnp.maximum(worst, value)), None
 
-        (last, _), _ = jax.lax.scan(step, (params, chosen.init(params)), length=steps)
-        return loss(last, *args) <= first  # false for NaN
+        (last, _, worst), _ = jax.lax.scan(step, (params, chosen.init(params), first), length=steps)
+        sound = loss(last, *args) <= first  # false for NaN
+        return sound & (worst <= first) if throughout else sound
 
     def halve(ends: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         bottom, top = ends

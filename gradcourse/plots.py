@@ -34,6 +34,7 @@ __all__ = [
     "costs",
     "curves",
     "gain_split",
+    "heat_map",
     "images",
     "layers_over_steps",
     "look",
@@ -170,11 +171,14 @@ def curves(
     log: str = "",
     x_predicted: ArrayLike | None = None,
     mark: Mapping[str, float] | None = None,
+    beside: bool = False,
 ) -> Figure:
     """Returns any quantity against any other: measured points with a band over seeds, predicted lines.
 
     Values are `(point,)`, or `(seed, point)` for a band. `log` names the logarithmic axes: `""`, `"x"`, `"y"` or
     `"xy"`. `x_predicted` gives the lines an axis of their own; `mark` draws a labelled vertical line at each value.
+    Whole numbers `x`, such as layers, are marked at whole numbers. The legend may stand `beside` the plot, for which
+    there is no room where curves fill all of it.
     """
     x = np.asarray(x)
     measured, predicted = dict(measured or {}), dict(predicted or {})
@@ -192,9 +196,11 @@ def curves(
                 position, 1.0, f" {words}", color=MUTED, fontsize=8, va="top", transform=axes.get_xaxis_transform()
             )
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        if np.issubdtype(x.dtype, np.integer):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axis in log:
             getattr(axes, f"set_{axis}scale")("log")
-        _finish(axes, title, key=bool(measured and predicted))
+        _finish(axes, title, key=bool(measured and predicted), beside=beside)
     return figure
 
 
@@ -319,6 +325,46 @@ def images(pictures: ArrayLike, labels: Sequence[Any], *, title: str = "") -> Fi
     return figure
 
 
+def heat_map(
+    values: ArrayLike,
+    x: Sequence[Any],
+    y: Sequence[Any],
+    *,
+    xlabel: str,
+    ylabel: str,
+    quantity: str,
+    title: str = "",
+    form: str = ".1f",
+    missing: str = "none",
+) -> Figure:
+    """Returns a table of shaded cells with the number in each, so that nobody has to read it off the shade.
+
+    `values` are `(y, x)`, the first row at the bottom; `x` and `y` name columns and rows. A value that is not finite
+    is written as `missing`; `form` is the format of the others.
+
+    >>> losses = np.array([[1.0, 2.0], [3.0, np.inf]])
+    >>> heat_map(losses, [0.1, 1], [2, 4], xlabel="rate", ylabel="layers", quantity="loss")
+    <Figure: 2 panels>
+    """
+    values = np.asarray(values, float)
+    figure, (axes,) = _panels(1)
+    with mpl.rc_context(STYLE):
+        shades = axes.imshow(np.ma.masked_invalid(values), origin="lower", aspect="auto", cmap="cividis")
+        for row, column in np.ndindex(*values.shape):
+            value = values[row, column]
+            red, green, blue, _ = shades.to_rgba(value) if np.isfinite(value) else (1, 1, 1, 1)
+            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+            words = f"{value:{form}}" if np.isfinite(value) else missing
+            axes.text(column, row, words, ha="center", va="center", fontsize=9, color="white" if dark else INK)
+        axes.set_xticks(range(values.shape[1]), [str(name) for name in x])
+        axes.set_yticks(range(values.shape[0]), [str(name) for name in y])
+        axes.grid(False)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        figure.colorbar(shades, ax=axes, label=quantity)
+        axes.set_title(title)
+    return figure
+
+
 def _labelled(value: Profile | Mapping[str, Profile] | None) -> dict[str, Profile]:
     return {} if value is None else {"measured": value} if isinstance(value, Profile) else dict(value)
 
@@ -372,13 +418,14 @@ def _pens(labels: Sequence[str]) -> dict[str, _Pen]:
     return pens
 
 
-def _finish(axes: Axes, title: str, *, key: bool = False, legend: bool = True) -> None:
-    """The title, and a legend; `key` adds what points and lines stand for."""
+def _finish(axes: Axes, title: str, *, key: bool = False, legend: bool = True, beside: bool = False) -> None:
+    """The title, and a legend, inside or `beside` the plot; `key` adds what points and lines stand for."""
     axes.set_title(title)
     if not legend:
         return
     handles, labels = axes.get_legend_handles_labels()
     if key:
         handles += [axes.plot([], [], "o", color=MUTED)[0], axes.plot([], [], color=MUTED)[0]]
-        labels += ["measured (points; band: all seeds)", "predicted (lines)"]
-    axes.legend(handles, labels)
+        words = "measured (points;\nband: all seeds)" if beside else "measured (points; band: all seeds)"
+        labels += [words, "predicted (lines)"]
+    axes.legend(handles, labels, **({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}))

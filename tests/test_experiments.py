@@ -35,7 +35,7 @@ def powers(base: float, most: int = 3, calls: list | None = None):
     """The first powers of a number, and where they end."""
     if calls is not None:
         calls.append(base)
-    return {"powers": jnp.power(base, jnp.arange(most)), "end": [jnp.inf, jnp.nan]}
+    return {"powers": jnp.power(base, jnp.arange(most, dtype=float)), "end": [jnp.inf, jnp.nan]}
 
 
 def counting(calls: list, points=({"base": 2.0}, {"base": 3.0})) -> Experiment:

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from gradcourse.networks import mlp
-from gradcourse.optimizers import largest_stable_rate, layerwise, normalised_steps, scale_by_layer
+from gradcourse.optimizers import largest_stable_rate, layerwise, normalised_steps, scale_by_layer, singh_steps
 
 NETWORK = mlp(3, [4] * 3, 2)
 PARAMS = NETWORK.init(key=jax.random.key(0))
@@ -54,6 +54,17 @@ def test_normalised_steps_are_the_same_share_of_every_layer() -> None:
     assert float(jnp.vdot(updates[0]["weight"], GRADIENT[0]["weight"])) < 0  # downhill
 
 
+def test_singh_rates_grow_with_the_logarithm_of_a_small_gradient() -> None:
+    for scale in (1.0, 1e-6, 0.0):
+        gradient = jax.tree.map(lambda leaf, scale=scale: leaf * scale, GRADIENT)
+        optimizer = singh_steps(0.1)
+        updates, _ = optimizer.update(gradient, optimizer.init(PARAMS), PARAMS)
+        for layer in range(2):
+            one = np.asarray(gradient[1]["weight"][layer], np.float64)
+            boost = 1 + np.log1p(1 / np.linalg.norm(one)) if scale else 1
+            np.testing.assert_allclose(updates[1]["weight"][layer], -0.1 * boost * one, rtol=1e-5)
+
+
 def bowl(params: dict) -> jax.Array:
     """Curvatures 6, 2 and 0.5."""
     return 3 * jnp.square(params["a"]).sum() + jnp.square(params["b"]).sum() + jnp.square(params["c"]).sum() / 4
@@ -77,6 +88,20 @@ def test_many_starts_at_once_have_the_same_border() -> None:
     starts = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), BOWL)
     low, _ = jax.vmap(lambda start: largest_stable_rate(bowl, start, steps=300))(starts)
     np.testing.assert_allclose(low, 2 / 6, rtol=0.01)
+
+
+def test_a_catapult_is_stable_in_the_end_and_not_throughout() -> None:
+    """Lewkowycz et al. 2020: two layers recover from a start between 2 and 4 over the curvature."""
+
+    def product(params: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return jnp.square(params[0] @ params[1] / 64**0.5) / 2
+
+    u, v = jax.random.normal(jax.random.key(0), (2, 64))
+    curvature = (u @ u + v @ v) / 64
+    v = v + (0.1 - u @ v / 8) * 8 * u / (u @ u)  # the output is 0.1
+    for throughout, factor in ((True, 2), (False, 4)):
+        low, _ = largest_stable_rate(product, (u, v), steps=300, within=(0.1, 10.0), throughout=throughout)
+        assert float(low * curvature) == pytest.approx(factor, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,16 @@ def test_curves_draw_points_lines_and_marks() -> None:
     assert any(np.allclose(line.get_xdata(), 1.5) for line in axes.lines if len(line.get_xdata()) == 2)
 
 
+def test_a_legend_beside_the_curves_covers_none_of_them() -> None:
+    for beside in (False, True):
+        figure = plots.curves(
+            np.arange(3), {"tanh": np.ones(3)}, {"tanh": np.ones(3)}, xlabel="x", ylabel="y", beside=beside
+        )
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        assert (axes.get_legend().get_window_extent().x0 > axes.get_window_extent().x1) == beside
+
+
 def test_slopes_show_function_derivative_and_bound() -> None:
     figure = plots.slopes(["sigmoid"])
     assert figure.axes[1].lines[0].get_ydata().max() == pytest.approx(0.25)
@@ -169,3 +179,28 @@ def test_layers_over_steps_draws_every_layer_with_the_band_of_its_seeds() -> Non
     lines = figure.axes[0].lines
     assert len({line.get_marker() for line in lines}) == 3
     assert all(contrast_on_white(to_hex(line.get_color())) > 3 for line in lines)
+
+
+def test_layers_are_marked_at_whole_numbers_and_anything_else_is_not() -> None:
+    def ticks(x: np.ndarray) -> np.ndarray:
+        return plots.curves(x, {"tanh": np.zeros(3)}, xlabel="x", ylabel="y").axes[0].get_xticks()
+
+    assert (ticks(np.arange(3)) % 1 == 0).all()
+    assert (ticks(np.arange(3.0)) % 1 != 0).any()
+
+
+def test_a_heat_map_says_every_number_in_its_cell() -> None:
+    values = np.array([[1.0, 2.0, 3.0], [4.0, np.inf, 6.0]])
+    figure = plots.heat_map(
+        values, [0.1, 1, 10], [2, 4], xlabel="rate", ylabel="layers", quantity="loss", missing="diverged"
+    )
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["1.0", "2.0", "3.0", "4.0", "diverged", "6.0"]
+    assert [text.get_position() for text in axes.texts[:4]] == [(0, 0), (1, 0), (2, 0), (0, 1)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["2", "4"]
+    (image,) = axes.images
+    assert image.origin == "lower"
+    np.testing.assert_array_equal(np.ma.filled(image.get_array(), np.inf), values)
+    colours = {text.get_text(): text.get_color() for text in axes.texts}
+    assert colours["1.0"] == "white"
+    assert colours["6.0"] == plots.INK

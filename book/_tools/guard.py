@@ -32,6 +32,8 @@ CLAIMS = {
     "02_the_sigmoid_derivative": {"C09", "C10", "C21"},
     "03_rectifiers": {"C08", "C11", "C13", "C14"},
     "04_glorot_initialisation": {"C06", "C12"},
+    "05_speed": {"C02", "C03", "C04", "C05", "C06"},
+    "06_the_learning_rate": {"C07", "C15", "C16", "C17", "C18", "C19", "C20", "C22"},
 }
 RECORD = "application/vnd.gradcourse.record+json"
 

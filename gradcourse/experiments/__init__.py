@@ -1,11 +1,17 @@
 """The recorded experiments of all chapters, by name: `python -m gradcourse experiment NAME` runs one."""
 
-from gradcourse.experiments import glorot, rectifiers
+from gradcourse.experiments import glorot, learning_rates, rectifiers, speed
 from gradcourse.experiments.recording import Experiment
 from gradcourse.experiments.recording import Results as Results
 
 __all__ = ["EXPERIMENTS"]
 
 EXPERIMENTS: dict[str, Experiment] = {
-    experiment.name: experiment for experiment in (*rectifiers.EXPERIMENTS, *glorot.EXPERIMENTS)
+    experiment.name: experiment
+    for experiment in (
+        *rectifiers.EXPERIMENTS,
+        *glorot.EXPERIMENTS,
+        *learning_rates.EXPERIMENTS,
+        *speed.EXPERIMENTS,
+    )
 }

@@ -198,7 +198,6 @@ _ESCAPE = tuple(
         "width": 100,
         "steps": 300_000,
         "every": 10_000,
-        "seeds": 2,
     }
     for rate in (1.0, 0.1)
 )
