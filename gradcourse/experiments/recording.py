@@ -17,8 +17,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -29,7 +30,7 @@ from jaxtyping import Float
 
 from gradcourse.provenance import in_words, provenance
 
-__all__ = ["Experiment", "Results"]
+__all__ = ["Experiment", "Results", "grid"]
 
 DIGITS = 6  # significant ones that are kept
 MADE_BY = ("platform", "device", "versions")  # what all points of one file have in common
@@ -141,6 +142,15 @@ class Experiment:
                     "Go on there, or record into another file."
                 )
         return tuple(point for point in results.points if any(point["given"] == given for given in self.points))
+
+
+def grid(**values: Iterable[Any]) -> tuple[dict[str, Any], ...]:
+    """Returns a point for every combination of the values, the last name's running fastest.
+
+    >>> grid(init=["standard"], seed=range(2))
+    ({'init': 'standard', 'seed': 0}, {'init': 'standard', 'seed': 1})
+    """
+    return tuple(dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
 
 
 def _rounded(value: Any) -> Any:

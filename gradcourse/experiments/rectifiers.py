@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from itertools import product
 from typing import Any
 
 import jax
@@ -12,7 +11,8 @@ import optax
 from jaxtyping import Array, ArrayLike, Float
 
 from gradcourse.datasets import Dataset, digits
-from gradcourse.experiments.recording import Experiment
+from gradcourse.experiments.recording import Experiment, grid
+from gradcourse.history import History
 from gradcourse.layers import Conv, Dense, Flatten, MaxPool
 from gradcourse.networks import Network, mlp, sequential
 from gradcourse.statistics import silent_units
@@ -49,6 +49,13 @@ def _keys(seed: int) -> tuple[Any, Any]:
     return init_key, batch_key
 
 
+def _descended(network: Network, data: Dataset, rate: float, seed: int, **settings: Any) -> History:
+    """The history of plain descent from a fresh draw."""
+    init_key, key = _keys(seed)
+    start = network.init(key=init_key)
+    return train(network, start, data, optax.sgd, learning_rate=rate, key=key, **settings)[1]
+
+
 # ---- He's thirty layers
 
 
@@ -58,18 +65,7 @@ def thirty_layers(init: str, rate: float, seed: int, steps: int = 4000) -> dict[
     `loss` is the mean over the last 500 minibatches, `test_accuracy` is that at the end of each 500.
     """
     network, data = mlp(64, [64] * 30, 10, activation="relu", init=init), _digits()
-    init_key, key = _keys(seed)
-    _, history = train(
-        network,
-        network.init(key=init_key),
-        data,
-        optax.sgd,
-        learning_rate=rate,
-        steps=steps,
-        every=500,
-        watch=(data.x_test, data.y_test),
-        key=key,
-    )
+    history = _descended(network, data, rate, seed, steps=steps, every=500, watch=(data.x_test, data.y_test))
     losses = np.asarray(history.batch_loss).reshape(-1, 500).mean(axis=1)
     return {"loss": losses, "test_accuracy": history.accuracy[1:]}
 
@@ -220,43 +216,28 @@ def updates_to_learn(
 ) -> dict[str, Any]:
     """Returns the `error` of `small_cnn` on the first 500 training images, every `every` steps of plain descent."""
     network, data = small_cnn(activation, init), _digits(images=True)
-    init_key, key = _keys(seed)
-    _, history = train(
-        network,
-        network.init(key=init_key),
-        data,
-        optax.sgd,
-        learning_rate=rate,
-        steps=steps,
-        every=every,
-        watch=(data.x_train[:500], data.y_train[:500]),
-        key=key,
-    )
+    watch = data.x_train[:500], data.y_train[:500]
+    history = _descended(network, data, rate, seed, steps=steps, every=every, watch=watch)
     return {"error": 1 - history.accuracy}
 
 
-def _grid(**values: Any) -> tuple[dict[str, Any], ...]:
-    """A point for every combination."""
-    return tuple(dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
-
-
 FATES = (
-    *_grid(optimizer=["sgd"], rate=[0.03, 0.1, 0.3, 0.5, 0.7], seed=SEEDS),
-    *_grid(optimizer=["momentum"], rate=[0.03, 0.1], seed=SEEDS),
-    *_grid(optimizer=["adam"], rate=[0.003, 0.03], seed=SEEDS),
-    *_grid(optimizer=["weight decay", "noise"], rate=[0.5], seed=SEEDS),
-    *_grid(optimizer=["first layer frozen"], rate=[0.5, 0.7], seed=SEEDS),
+    *grid(optimizer=["sgd"], rate=[0.03, 0.1, 0.3, 0.5, 0.7], seed=SEEDS),
+    *grid(optimizer=["momentum"], rate=[0.03, 0.1], seed=SEEDS),
+    *grid(optimizer=["adam"], rate=[0.003, 0.03], seed=SEEDS),
+    *grid(optimizer=["weight decay", "noise"], rate=[0.5], seed=SEEDS),
+    *grid(optimizer=["first layer frozen"], rate=[0.5, 0.7], seed=SEEDS),
 )
 RACE = (
-    *_grid(activation=["relu", "tanh"], init=SCHEMES, rate=[0.03, 0.1, 0.3, 1.0], seed=SEEDS),
-    *_grid(activation=["sigmoid"], init=SCHEMES, rate=[0.3, 1.0, 3.0], seed=SEEDS, steps=[3000], every=[25]),
+    *grid(activation=["relu", "tanh"], init=SCHEMES, rate=[0.03, 0.1, 0.3, 1.0], seed=SEEDS),
+    *grid(activation=["sigmoid"], init=SCHEMES, rate=[0.3, 1.0, 3.0], seed=SEEDS, steps=[3000], every=[25]),
 )
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "thirty_layers",
         "Thirty rectifier layers trained on digits, weights of variance 1/n or 2/n",
         thirty_layers,
-        _grid(init=SCHEMES[1:], rate=[0.001, 0.003, 0.01, 0.03, 0.1, 0.3], seed=SEEDS),
+        grid(init=SCHEMES[1:], rate=[0.001, 0.003, 0.01, 0.03, 0.1, 0.3], seed=SEEDS),
         {"point": {"init": "lecun_normal", "rate": 0.001, "seed": 0}, "steps": 500},
     ),
     Experiment(
@@ -270,7 +251,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "activation_and_init",
         "Ten layers trained on digits, three rectifiers times three initialisations",
         activation_and_init,
-        _grid(
+        grid(
             activation=["relu", "leaky_relu", "elu"],
             init=SCHEMES,
             rate=[0.01, 0.03, 0.1, 0.3],

@@ -22,8 +22,9 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 from gradcourse import meanfield
 from gradcourse.activations import Activation
 from gradcourse.bench import matrix_product_peak, seconds
+from gradcourse.contenders import layers_of
 from gradcourse.datasets import digits
-from gradcourse.experiments.recording import Experiment
+from gradcourse.experiments.recording import Experiment, grid
 from gradcourse.gradients import activation_gradient_norms
 from gradcourse.initializers import Initializer
 from gradcourse.jacobians import backward_jacobian_norms
@@ -122,21 +123,13 @@ def _seen(
 ) -> dict[str, np.ndarray]:
     network = mlp(64, [64] * hidden, 10, activation=activation, init=init)
     init_key, key = jax.random.split(jax.random.key(seed))
-    start = _layer_by_layer(network, network.init(key=init_key))
+    start = [p for _, p in layers_of(network, network.init(key=init_key))]
     with jax.enable_x64(dtype == "float64"):
         start = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), start)
         x, y = (jnp.asarray(part, kind) for part, kind in zip(_digits(), (dtype, jnp.int32), strict=True))
         settings = jnp.asarray([rate, stop_at], dtype)
         count, seen = jax.device_get(_descended(network, batch, start, x, y, key, *settings, jnp.asarray(looks)))
     return {"step": looks[1 : count + 1]} | {name: values[:count] for name, values in seen.items()}
-
-
-def _layer_by_layer(network: Network, params: Any) -> Layers:
-    return [
-        jax.tree.map(lambda leaf, index=index: leaf[index], p)
-        for stage, p in zip(network.stages, params, strict=True)
-        for index in range(stage.repeats)
-    ]
 
 
 def _mean_loss(network: Network, params: Layers, x: Array, y: Array) -> Array:
@@ -222,7 +215,7 @@ def step_seconds(
         raise ValueError(f"platform={platform!r} is asked for and this is {jax.default_backend()!r}; record it there.")
     network = mlp(64, [width] * hidden, 10, activation="sigmoid", init="standard")
     with jax.enable_x64(dtype == "float64"):
-        params = _layer_by_layer(network, network.init(key=jax.random.key(0)))
+        params = [p for _, p in layers_of(network, network.init(key=jax.random.key(0)))]
         x, y = (jnp.asarray(part, kind) for part, kind in zip(_digits(), (dtype, jnp.int32), strict=True))
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         update = partial(_update, network, BATCH, x, y, jax.random.key(1), jnp.asarray(0.1, dtype))
@@ -436,41 +429,36 @@ def _record_setting(net: int, scheme: str, images: int) -> tuple[Network, Array,
 # ---- The points
 
 
-def _grid(**values: Any) -> tuple[dict[str, Any], ...]:
-    """A point for every combination."""
-    return tuple(dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
-
-
 SEEDS = range(5)
 _PLAIN = {"activation": ["sigmoid"], "init": ["standard"]}
-_FIXED = _grid(hidden=[1, 2, 3, 4, 5], rate=[0.1], seed=SEEDS, **_PLAIN)
+_FIXED = grid(hidden=[1, 2, 3, 4, 5], rate=[0.1], seed=SEEDS, **_PLAIN)
 _RATES = (
-    *_grid(hidden=[1, 2, 3, 4, 5], rate=[0.3, 1.0, 2.0, 3.0, 5.0], seed=SEEDS, **_PLAIN),
-    *_grid(hidden=[6], rate=[2.0, 3.0, 5.0], seed=SEEDS, **_PLAIN, most=[100_000]),
+    *grid(hidden=[1, 2, 3, 4, 5], rate=[0.3, 1.0, 2.0, 3.0, 5.0], seed=SEEDS, **_PLAIN),
+    *grid(hidden=[6], rate=[2.0, 3.0, 5.0], seed=SEEDS, **_PLAIN, most=[100_000]),
 )
 _SIX = tuple(
     {"hidden": 6, "rate": 0.1, "seed": seed, "dtype": dtype, "steps": 2_000_000, "per_decade": 50.0, "stop_at": 1.0}
     for seed, dtype in ((0, "float32"), (0, "float64"), (1, "float32"))
 )
 _ONE_LINE = (
-    *_grid(hidden=[1, 2, 3, 4, 5], rate=[0.1], seed=SEEDS, activation=["sigmoid"], init=["glorot_uniform"]),
+    *grid(hidden=[1, 2, 3, 4, 5], rate=[0.1], seed=SEEDS, activation=["sigmoid"], init=["glorot_uniform"]),
     *(
         point
         for activation, init in (("tanh", "standard"), ("tanh", "glorot_uniform"), ("relu", "he_normal"))
-        for point in _grid(
+        for point in grid(
             hidden=[3, 5, 10, 20], rate=[0.1], seed=SEEDS, activation=[activation], init=[init], most=[40_000]
         )
     ),
 )
-_SMOOTH = _grid(hidden=[2, 3, 4, 5], rate=[0.5], seed=SEEDS, **_PLAIN, batch=[512])
+_SMOOTH = grid(hidden=[2, 3, 4, 5], rate=[0.5], seed=SEEDS, **_PLAIN, batch=[512])
 _MOVES = (
-    *_grid(hidden=[2, 3, 4, 5, 6], rate=[0.1], seed=SEEDS),
-    *_grid(hidden=[4], rate=[1.0, 3.0], seed=SEEDS, steps=[1000]),
+    *grid(hidden=[2, 3, 4, 5, 6], rate=[0.1], seed=SEEDS),
+    *grid(hidden=[4], rate=[1.0, 3.0], seed=SEEDS, steps=[1000]),
 )
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 _NETS: tuple[Mapping[str, Any], ...] = (
-    *_grid(net=[1, 2, 3, 4, 5], scheme=["their own"], seed=SEEDS),
-    *_grid(net=[4, 5], scheme=["sigmoid, standard"], seed=SEEDS),
+    *grid(net=[1, 2, 3, 4, 5], scheme=["their own"], seed=SEEDS),
+    *grid(net=[4, 5], scheme=["sigmoid, standard"], seed=SEEDS),
 )
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -507,7 +495,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             f"step_seconds_{platform}",
             "seconds per update of five sigmoid layers, by width",
             step_seconds,
-            _grid(platform=[platform], width=WIDTHS, dtype=["float32", "float64"]),
+            grid(platform=[platform], width=WIDTHS, dtype=["float32", "float64"]),
             {"point": {"platform": platform, "width": 16, "dtype": "float32"}, "rounds": 0},
         )
         for platform in ("cpu", "gpu")
@@ -516,7 +504,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "profile_elsewhere",
         "profiles of the same random networks, computed in five ways",
         profile_elsewhere,
-        _grid(setting=list(SETTINGS)),
+        grid(setting=list(SETTINGS)),
         {"point": {"setting": "float32"}, "activations": ["sigmoid"]},
     ),
     Experiment(
