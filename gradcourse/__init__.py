@@ -32,12 +32,20 @@ from gradcourse.jacobians import (
     layer_jacobian_norms,
     log_gain_split,
 )
-from gradcourse.layers import AvgPool, Conv, Dense, Flatten, Layer, MaxPool
+from gradcourse.layers import AvgPool, Conv, Dense, Flatten, Layer, MaxPool, Pointwise
 from gradcourse.networks import Network, cnn, mlp, sequential
+from gradcourse.normalisation import (
+    BatchNorm,
+    ChannelScale,
+    GroupNorm,
+    LayerNorm,
+    WeightStandardised,
+    at_inference,
+)
 from gradcourse.profile import Profile
 from gradcourse.runs import Run
 from gradcourse.shapeset import Shapeset
-from gradcourse.shortcuts import Residual
+from gradcourse.shortcuts import Block, Residual
 from gradcourse.singular_values import (
     backward_singular_values,
     forward_singular_values,
@@ -52,25 +60,33 @@ __all__ = [
     "INITIALIZERS",
     "Activation",
     "AvgPool",
+    "BatchNorm",
+    "Block",
+    "ChannelScale",
     "Conv",
     "Data",
     "Dataset",
     "Dense",
     "Flatten",
     "GainSplit",
+    "GroupNorm",
     "History",
     "Initializer",
     "Layer",
     "LayerExtremes",
+    "LayerNorm",
     "MaxPool",
     "Network",
+    "Pointwise",
     "Profile",
     "Residual",
     "Run",
     "Shapeset",
     "UnitStatistics",
+    "WeightStandardised",
     "accuracy",
     "activation_gradient_norms",
+    "at_inference",
     "backward_jacobian_norms",
     "backward_singular_values",
     "claims",

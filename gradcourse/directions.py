@@ -71,11 +71,15 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Directions:
-    """Which directions of a space of `size` dimensions: all, or `probes` random ones and a `sketch` of given ones."""
+    """Which directions of a space of `size` dimensions: all, or `probes` random ones and a `sketch` of given ones.
+
+    The space is each example's own, or, where examples are `coupled`, that of the whole batch.
+    """
 
     size: int
     probes: int | None = None
     sketch: int = 0
+    coupled: bool = False
 
     @property
     def carried(self) -> int:
@@ -84,22 +88,25 @@ class Directions:
 
     def basis(
         self, first: Int[Array, ""] | int, count: int, *, batch: int, dtype: DTypeLike
-    ) -> Float[Array, "{count} batch {self.size}"]:
-        """Returns `count` unit vectors from index `first` on, for every example; beyond the last, zeros."""
+    ) -> Float[Array, "{count} batch entry"]:
+        """Returns `count` unit vectors from index `first` on, for every example or all; beyond the last, zeros."""
         units = jax.nn.one_hot(first + jnp.arange(count), self.size, dtype=dtype)
+        if self.coupled:
+            return units.reshape(count, batch, -1)
         return jnp.broadcast_to(units[:, None], (count, batch, self.size))
 
     def frames(
-        self, large: Float[Array, "sketch batch size"] | None, keys: Key[Array, " batch"], dtype: DTypeLike
-    ) -> Float[Array, "direction batch size"]:
-        """Returns orthonormal directions for every example: those that span `large`, then random ones.
+        self, large: Float[Array, "sketch batch entry"] | None, keys: Key[Array, " batch"], dtype: DTypeLike
+    ) -> Float[Array, "direction batch entry"]:
+        """Returns orthonormal directions for every example, or all: those that span `large`, then random ones.
 
         `keys` has one key per example, so that an example's directions do not depend on its neighbours.
         """
+        batch, keys = len(keys), keys[:1] if self.coupled else keys
         drawn = jax.vmap(lambda key: jax.random.normal(key, (self.size, self.probes or 0), dtype))(keys)
         if large is not None:
-            drawn = jnp.concatenate([jnp.moveaxis(large, 0, 2), drawn], axis=2)
-        return jnp.moveaxis(jnp.linalg.qr(drawn)[0], 2, 0)
+            drawn = jnp.concatenate([jnp.moveaxis(large.reshape(-1, *drawn.shape[:2]), 0, 2), drawn], axis=2)
+        return jnp.moveaxis(jnp.linalg.qr(drawn)[0], 2, 0).reshape(self.carried, batch, -1)
 
     def see(self, v: Float[Array, "direction batch *shape"], exponent: Int[Array, " batch"]) -> Seen:
         """Returns what is kept of `v`, whose directions stand for `2 ** exponent` times themselves."""
@@ -137,12 +144,14 @@ def _sum(matrices: Float[Array, "batch row column"]) -> Float[Array, " batch"]:
     return jnp.sum(matrices, axis=(1, 2))
 
 
-def checked_directions(where: str, size: int, probes: int | None, sketch: int, key: PRNGKeyArray | None) -> Directions:
+def checked_directions(
+    where: str, size: int, probes: int | None, sketch: int, key: PRNGKeyArray | None, *, coupled: bool = False
+) -> Directions:
     """Returns the directions at `where`, of `size` dimensions, or raises `ValueError` for what does not fit."""
     if probes is None:
         if sketch:
             raise ValueError(f"sketch={sketch!r} is accepted together with probes only; give probes=32, or sketch=0.")
-        return Directions(size)
+        return Directions(size, coupled=coupled)
     probes = positive_integer("probes", probes)
     sketch = sketch if sketch == 0 else positive_integer("sketch", sketch)
     if probes < 2:
@@ -154,4 +163,4 @@ def checked_directions(where: str, size: int, probes: int | None, sketch: int, k
         )
     if key is None:
         raise ValueError("key=None is accepted without probes only; give one, such as key=jax.random.key(0).")
-    return Directions(size, probes, sketch)
+    return Directions(size, probes, sketch, coupled)

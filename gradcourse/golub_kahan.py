@@ -200,6 +200,7 @@ def layer_extremes(
     >>> found.largest.log10_norm.round(5) + 0, found.smallest.log10_norm.round(5) + 0
     (array([[0., 0., 0.]]), array([[0., 0., 0.]]))
     """
+    network.check_uncoupled()
     params, x = network.measurable(params, x)
     exponent, found = _extremes_of_layers(network, params, x, positive_integer("steps", steps), key)
     for value in (found.largest, found.smallest):

@@ -40,7 +40,6 @@ from gradcourse.logdomain import (
 )
 from gradcourse.networks import Network, Params
 from gradcourse.profile import Profile
-from gradcourse.shortcuts import parameter_gradient
 
 __all__ = [
     "Loss",
@@ -73,7 +72,8 @@ def activation_gradient_norms(
     is `(batch, *input_shape)` and `y` anything whose arrays have the batch in front. An entry is taken `at` its layer's
     `"input"` $h_l$, or at its `"preactivation"` $s_l$, where Glorot and Bengio (2010) and He et al. (2015) look; for
     layers without an activation that is their output. `average` as in `backward_jacobian_norms`: norms are per example,
-    not of the batch's mean loss, which divides each by the batch size.
+    not of the batch's mean loss, which divides each by the batch size. Where batch normalisation couples the examples,
+    $C$ is the sum of all examples' losses; without, that makes no difference.
 
     Cost: one forward and one backward pass. Raises as `backward_jacobian_norms`, for labels that do not fit, and
     `ValueError` where the gradient of `loss` itself is not finite.
@@ -205,7 +205,7 @@ def _mean_squares(layer: Layer, p: Any, h: Array, v: Array, exponent: Array, par
     alive = jnp.any(v != 0, axis=range(1, v.ndim))
     shared = jnp.max(jnp.where(alive, exponent, NO_EXPONENT))
     shared = jnp.where(shared == NO_EXPONENT, 0, shared)
-    gradient = parameter_gradient(layer, p, h, times_power(v, jnp.minimum(exponent - shared, 0)) / len(v))
+    gradient = layer.parameter_gradient(p, h, times_power(v, jnp.minimum(exponent - shared, 0)) / len(v))
     norm = _squares(_chosen(gradient, part))
     return Scaled(shared + norm.exponent, norm.square)
 
@@ -221,15 +221,17 @@ def _sweep(network: Network, loss: Loss, params: Params, x: Array, y: Any, see: 
     output = times_power(*output)
     start, exponent = _loss_gradient(loss, output, y)
     sound = jnp.isfinite(output).all(), jnp.isfinite(start).all()
-    v, exponent, _ = rescale(start[None], exponent)
+    together = network.couples_examples
+    v, exponent, _ = rescale(start[None], exponent, together=together)
     results = []
     for stage, stage_params, stage_saved in reversed(list(zip(network.stages, params, saved, strict=True))):
 
         def step(carry: Any, one: Any, stage: Any = stage) -> Any:
             (v, exponent), (p, (point, h)) = carry, one
-            v, exponent, halfway = rescale(stage.layer.through_activation(point, v), exponent)
+            v, exponent, halfway = rescale(stage.layer.through_activation(point, v), exponent, together=together)
             seen = see(stage.layer, p, h, v[0], exponent)
-            v, exponent, after = rescale(stage.layer.pull(p, point, v, stage.shape), exponent)
+            v = stage.layer.pull(p, point, v, stage.shape)
+            v, exponent, after = rescale(v, exponent, together=together)
             return (v, exponent), ((after, halfway), seen)
 
         (v, exponent), seen = stage.scan(step, (v, exponent), (stage_params, stage_saved), reverse=True)

@@ -63,7 +63,7 @@ class Initializer:
 
     def __post_init__(self) -> None:
         known_name("init", self.name, INITIALIZERS)
-        positive_number("scale", self.scale)
+        positive_number("scale", self.scale, zero=True)
         positive_number("sigma_b", self.sigma_b, zero=True)
 
     @partial(jax.jit, static_argnums=(0, 1))
@@ -118,7 +118,9 @@ def gaussian(sigma_w: float, sigma_b: float = 0.0) -> Initializer:
     >>> gaussian(1.3, 0.3)
     Initializer(name='gaussian', scale=1.3, sigma_b=0.3)
     """
-    return Initializer("gaussian", positive_number("sigma_w", sigma_w), positive_number("sigma_b", sigma_b, zero=True))
+    return Initializer(
+        "gaussian", positive_number("sigma_w", sigma_w, zero=True), positive_number("sigma_b", sigma_b, zero=True)
+    )
 
 
 def resolve(init: str | Initializer) -> Initializer:

@@ -13,6 +13,13 @@ All norms are Frobenius norms: the square root of the sum of squared entries. Ea
 network, whatever its depth, carrying one vector per output (or per input) and example, or random ones with an error
 bar where there are too many (`gradcourse.directions`). After every layer each example's vectors are divided by a power
 of two, which is exact, and the whole exponent is kept. So a norm of 1e-600 is measured in float32 with all its digits.
+Batch normalisation couples the examples of a batch: example $a$'s output depends on example $b$'s input. Then $y$ is
+the output of the *whole* batch, $x$ its whole input, and the entry of example $b$ is the norm of
+$\partial (y_1, \ldots, y_B) / \partial h_{l, b}$ on the way back, of $\partial h_{l+1, b} / \partial (x_1, \ldots,
+x_B)$ on the way forward, and of a layer alone as on the way back. Either way the squares of a batch's entries add up to
+the square of the whole Jacobian's norm. So a profile belongs to the batch that it was measured on; it costs one pass
+per output entry *and example*, and without coupling it is what it was. To measure what the network does to single
+examples once its statistics are fixed, see `gradcourse.at_inference`.
 Activations have exponents, too, wherever a layer is linear near 0: they may underflow, and a rectifier's may overflow.
 What no exponent cures is that float32 rounds them: a rectifier whose pre-activation is 0 to within rounding may be on
 in float32 and off in float64, and from there on the two compute different networks.
@@ -151,7 +158,7 @@ def layer_jacobian_norms(
     if probes is not None:
         probes = checked_directions("a layer", max(probes, 2), probes, 0, key).probes
     sizes = [
-        prod(stage.layer.output_shape(stage.shape))
+        prod(stage.layer.output_shape(stage.shape)) * (x.shape[0] if stage.layer.couples_examples else 1)
         for stage in network.stages
         if not _has_closed_form(stage.layer, stage.shape)
     ]
@@ -201,7 +208,7 @@ def _pull_through(network: Network, params: Params, x: Array, v: Array, see: See
             p, point = one
             slopes = partial(stage.layer.through_activation, point)
             weights = partial(stage.layer.pull, p, point, shape=stage.shape)
-            return _step(carry, slopes, weights, see, careful=careful)
+            return _step(carry, slopes, weights, see, careful=careful, together=network.couples_examples)
 
         carry, seen = stage.scan(step, carry, (stage_params, stage_saved), reverse=True)
         results.append(seen)
@@ -218,7 +225,7 @@ def _push_through(network: Network, params: Params, x: Array, v: Array, see: See
             h, swept = carry
             h, (point, in_range) = _linearized(layer, p, h, careful=careful)
             weights, slopes = partial(layer.push, p, point), partial(layer.through_activation, point)
-            swept, seen = _step(swept, weights, slopes, see, careful=careful)
+            swept, seen = _step(swept, weights, slopes, see, careful=careful, together=network.couples_examples)
             return (h, swept), (seen, in_range)
 
         carry, seen = stage.scan(step, carry, stage_params)
@@ -240,24 +247,28 @@ def _all(flags: Any) -> Array:
     return jnp.all(jnp.array([jnp.all(flag) for flag in jax.tree.leaves(flags)], bool))
 
 
-def _step(carry: tuple[Array, Array, Array], first: Any, second: Any, see: See, *, careful: bool) -> Any:
+def _step(
+    carry: tuple[Array, Array, Array], first: Any, second: Any, see: See, *, careful: bool, together: bool
+) -> Any:
     """One layer, in its two halves. The carry is `(v, exponent, due)`; `v` stands for `2 ** exponent` times itself.
 
     The careful way divides by the largest entry after either half, so that nothing is ever lost. The fast way divides
     by the norm seen, and only when the next layer multiplies by its slopes anyway, which costs nothing: the division
     is `due`. It is right while no layer changes a norm by more than a few decades; `_swept` looks whether that was so.
+    Examples that are coupled are divided `together`.
     """
     v, exponent, due = carry
     if careful:
-        v, exponent, _ = rescale(first(v), exponent)
+        v, exponent, _ = rescale(first(v), exponent, together=together)
         halfway = see(v, exponent)
-        v, exponent, _ = rescale(second(v), exponent)
+        v, exponent, _ = rescale(second(v), exponent, together=together)
         return (v, exponent, due), (halfway, see(v, exponent))
     scale = jnp.ldexp(jnp.ones(due.shape, v.dtype), -due)
     exponent = exponent + due
     v = second(first(v * scale.reshape(1, -1, *[1] * (v.ndim - 2))))
     seen = see(v, exponent)
-    return (v, exponent, jnp.frexp(seen.square)[1] // 2), (None, seen)
+    due = jnp.frexp(seen.square)[1] // 2
+    return (v, exponent, jnp.broadcast_to(due.max(), due.shape) if together else due), (None, seen)
 
 
 def _no_shift(x: Array) -> Array:
@@ -285,7 +296,8 @@ def _swept(
 ) -> Profile:
     """The norms that a sweep from the `start` sees."""
     params, x = network.measurable(params, x, exposed=False)
-    directions = checked_directions(f"the {start}", prod(_shape(network, start)), probes, sketch, key)
+    size = prod(_shape(network, start)) * (x.shape[0] if network.couples_examples else 1)
+    directions = checked_directions(f"the {start}", size, probes, sketch, key, coupled=network.couples_examples)
     mesh = checked_mesh(mesh, example=x.shape[0])
     random = 0 if directions.probes is None else directions.size
     blocks = plan_blocks(network, params, x, directions.carried, memory, mesh, random=random)
@@ -375,12 +387,13 @@ def _large(start: str, network: Network, params: Params, x: Array, keys: Array, 
 @partial(jax.jit, static_argnums=0)
 def _gains(network: Network, params: Params, x: Array) -> tuple[GainSplit, Array]:
     """What `log_gain_split` returns, and whether the norms are finite; it may hold NaN, where they are zero."""
-    directions = Directions(prod(network.output_shape))
+    coupled = network.couples_examples
+    directions = Directions(prod(network.output_shape) * (x.shape[0] if coupled else 1), coupled=coupled)
     basis = directions.basis(0, directions.size, batch=x.shape[0], dtype=x.dtype)
     v = basis.reshape(*basis.shape[:2], *network.output_shape)
     _, (halfway, after), _ = _pull_through(network, params, x, v, directions.see, careful=True)
     halfway, after = Scaled(halfway.exponent, halfway.exact), Scaled(after.exponent, after.exact)
-    start = Scaled(jnp.zeros(x.shape[0], jnp.int32), jnp.full(x.shape[0], directions.size, x.dtype))
+    start = Scaled(jnp.zeros(x.shape[0], jnp.int32), jnp.full(x.shape[0], v[0, 0].size, x.dtype))
     before = Scaled(*(jnp.concatenate([full[1:], one[None]]) for full, one in zip(after, start, strict=True)))
     parts = {"weights": (after, halfway), "activation": (halfway, before), "total": (after, before)}
     profiles = {}
@@ -445,14 +458,14 @@ def _general_norms(
     layer: Layer, p: Any, point: Any, h: Array, h_next: Array, probes: int | None, keys: Array, at_once: int
 ) -> tuple[Scaled, Array]:
     """By pulling back every direction, some at a time, or random ones."""
-    size, batch = h_next[0].size, h.shape[0]
-    directions = Directions(size, probes if probes is not None and probes < size else None)
+    coupled, batch = layer.couples_examples, h.shape[0]
+    size = h_next.size if coupled else h_next[0].size
+    directions = Directions(size, probes if probes is not None and probes < size else None, coupled=coupled)
 
     def pulled(v: Array) -> Seen:
-        v, exponent, _ = rescale(
-            layer.through_activation(point, v.reshape(-1, *h_next.shape)), jnp.zeros(batch, jnp.int32)
-        )
-        v, exponent, _ = rescale(layer.pull(p, point, v, h.shape[1:]), exponent)
+        v = layer.through_activation(point, v.reshape(-1, *h_next.shape))
+        v, exponent, _ = rescale(v, jnp.zeros(batch, jnp.int32), together=coupled)
+        v, exponent, _ = rescale(layer.pull(p, point, v, h.shape[1:]), exponent, together=coupled)
         return directions.see(v, exponent)
 
     if directions.probes is not None:

@@ -1,4 +1,4 @@
-"""Layers: dense, convolution, pooling, flatten.
+"""Layers: dense, convolution, pooling, pointwise, flatten.
 
 A layer is a frozen description, without parameters. It knows how to draw them (`init`), how to compute (`apply`), and
 how to carry a cotangent back or a tangent forward through itself. These last two come in two halves, because the
@@ -13,7 +13,7 @@ more leading axis, one entry per output or input direction.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Any, ClassVar
@@ -31,12 +31,14 @@ from gradcourse.initializers import Initializer
 from gradcourse.logdomain import dot, times_power, to_unit
 
 __all__ = [
+    "Activated",
     "AvgPool",
     "Conv",
     "Dense",
     "Flatten",
     "Layer",
     "MaxPool",
+    "Pointwise",
     "as_scaled",
     "linearized",
     "wait_for",
@@ -55,6 +57,12 @@ class Layer:
     kind: ClassVar[str] = "layer"
     # Whether an input twice as large has an output twice as large, and the same Jacobian.
     homogeneous: ClassVar[bool] = False
+    activation: Any = None  # the `Activation` of the layer's units, if it has one
+
+    @property
+    def couples_examples(self) -> bool:
+        """Whether an example's output depends on the other examples of its batch, as in batch normalisation."""
+        return False
 
     @property
     def draws_by_qr(self) -> bool:
@@ -76,6 +84,10 @@ class Layer:
     def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the layer's output."""
         raise TypeError(f"{type(self).__name__} is no complete layer: give it apply(params, h).")
+
+    def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns the pre-activation `s`; of a layer without an activation, the output."""
+        return self.apply(params, h)
 
     def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
         """Returns the output and what the four methods below need to know of this point."""
@@ -111,13 +123,66 @@ class Layer:
         """Returns tangents on the layer's pre-activation for tangents `v` on its input."""
         return jax.vmap(lambda tangent: jax.jvp(lambda h: self.apply(params, h), (saved,), (tangent,))[1])(v)
 
+    def parameter_gradient(
+        self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
+    ) -> Params:
+        """Returns the gradient of `params` at the input `h` for the cotangent `v` on the pre-activation.
 
-@dataclass(frozen=True)
-class _Affine(Layer):
-    """`f(weights applied to h + bias)`: what `Dense` and `Conv` share."""
+        Autodiff never passes the activation, whose slope it rounds to 0 in the tails.
+        """
+        _, pull = jax.vjp(lambda p: self.preactivation(p, h), params)
+        return pull(v)[0]
+
+
+class Activated(Layer):
+    """`f(s)` for a pre-activation `s`: what layers with an activation share, which save its slope."""
 
     activation: Activation
-    init_scheme: Initializer
+
+    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns `f(s)`."""
+        return self.activation(self.preactivation(params, h))
+
+    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
+        """Returns the output and the slope `f'(s)`."""
+        s = self.preactivation(params, h)
+        return self.activation(s), self.activation.slope(s)
+
+    def in_range(self, output: Float[Array, "batch *output"]) -> Array | None:
+        """Returns whether every example's largest output is far from underflow, if the sign of small ones matters."""
+        if not self.activation.kinked_at_zero:
+            return None
+        peak = jnp.max(jnp.abs(output), axis=range(1, output.ndim))
+        return jnp.all(peak > jnp.finfo(output.dtype).tiny ** 0.5)
+
+    def through_activation(self, saved: Saved, v: Float[Array, "direction batch *output"]) -> Array:
+        """Returns `v` times the slope."""
+        return self.times_slope(saved, v)
+
+    def times_slope(self, slope: Array, v: Float[Array, "direction batch *output"]) -> Array:
+        """Returns `v` times the slope, which of the identity is nothing to do."""
+        return v if self.activation == activations.ACTIVATIONS["identity"] else v * slope[None]
+
+    def activated(self, s: Float[Array, "batch *output"], exponent: Int[Array, " batch"]) -> tuple[Array, Array, Array]:
+        """Returns the output, its exponent and the slope for a pre-activation of `s * 2 ** exponent`.
+
+        Where `f` is linear, next to 0 and for rectifiers everywhere, `f(s)` is `s` times the slope in any range.
+        """
+        reach = jnp.finfo(s.dtype).nmant + 16  # beyond, what is not linear is below rounding
+        most = reach if self.activation.homogeneous else jnp.iinfo(exponent.dtype).max
+        near = times_power(s, jnp.clip(exponent, -reach, most))
+        slope = self.activation.slope(near)
+        beyond = (exponent < -reach) | (exponent > most)
+        output = jnp.where(beyond.reshape(-1, *[1] * (s.ndim - 1)), s * slope, self.activation(near))
+        return output, jnp.where(beyond, exponent, 0), slope
+
+
+@dataclass(frozen=True)
+class _Affine(Activated):
+    """`f(weights applied to h + bias)`: what `Dense` and `Conv` share."""
+
+    activation: Activation = field()
+    init_scheme: Initializer = field()
 
     @property
     def draws_by_qr(self) -> bool:
@@ -133,32 +198,13 @@ class _Affine(Layer):
         s = self.linear(params["weight"], h)
         return s + jnp.broadcast_to(params["bias"], s.shape)
 
-    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
-        """Returns `f(s)`."""
-        return self.activation(self.preactivation(params, h))
-
-    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
-        """Returns the output and the slope `f'(s)`."""
-        s = self.preactivation(params, h)
-        return self.activation(s), self.activation.slope(s)
-
     def linearize_scaled(
         self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
     ) -> tuple[Array, Array, Saved]:
-        """Returns the output, its exponent and the slope.
-
-        Where `f` is linear, next to 0 and for rectifiers everywhere, `f(s)` is `s` times the slope in any range.
-        """
+        """Returns the output, its exponent and the slope."""
         if not self.activation.linear_at_zero:
             return super().linearize_scaled(params, h, exponent)
-        s, exponent = self._scaled_preactivation(params, h, exponent)
-        reach = jnp.finfo(s.dtype).nmant + 16  # beyond, what is not linear is below rounding
-        most = reach if self.activation.homogeneous else jnp.iinfo(exponent.dtype).max
-        near = times_power(s, jnp.clip(exponent, -reach, most))
-        slope = self.activation.slope(near)
-        beyond = (exponent < -reach) | (exponent > most)
-        output = jnp.where(beyond.reshape(-1, *[1] * (s.ndim - 1)), s * slope, self.activation(near))
-        return output, jnp.where(beyond, exponent, 0), slope
+        return self.activated(*self._scaled_preactivation(params, h, exponent))
 
     def _scaled_preactivation(self, params: Params, h: Array, exponent: Array) -> tuple[Array, Array]:
         """The pre-activation with each example's largest entry near 1, and its exponents."""
@@ -171,17 +217,6 @@ class _Affine(Layer):
         shifted = times_power(jnp.broadcast_to(bias, s.shape), jnp.minimum(bias_exponent - larger, 0))
         s, shift = to_unit(times_power(s, exponent - larger) + shifted, axes)
         return s, larger + shift
-
-    def in_range(self, output: Float[Array, "batch *output"]) -> Array | None:
-        """Returns whether every example's largest output is far from underflow, if the sign of small ones matters."""
-        if not self.activation.kinked_at_zero:
-            return None
-        peak = jnp.max(jnp.abs(output), axis=range(1, output.ndim))
-        return jnp.all(peak > jnp.finfo(output.dtype).tiny ** 0.5)
-
-    def through_activation(self, saved: Saved, v: Float[Array, "direction batch *output"]) -> Array:
-        """Returns `v` times the slope."""
-        return v if self.activation == activations.ACTIVATIONS["identity"] else v * saved[None]
 
     def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *output"], shape: Shape) -> Array:
         """Returns the transposed linear map of `v`, all directions in one product."""
@@ -412,6 +447,46 @@ class AvgPool(_Pool):
     def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the pooled images."""
         return self._reduce(h, 0.0, lax.add) / self.size**2
+
+
+@dataclass(frozen=True, init=False)
+class Pointwise(Activated):
+    """`f(h)`: an activation as a layer of its own, for where it does not follow a layer's weights.
+
+    >>> Pointwise("relu").apply({}, jnp.array([[-1.0, 2.0]]))
+    Array([[0., 2.]], dtype=float32)
+    """
+
+    activation: Activation = field()
+    kind: ClassVar[str] = "pointwise"
+
+    def __init__(self, activation: Any):
+        _set(self, activation=activations.resolve(activation))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Returns `shape`."""
+        return shape
+
+    def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns `h`."""
+        return h
+
+    def linearize_scaled(
+        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
+    ) -> tuple[Array, Array, Saved]:
+        """Returns the output, its exponent and the slope."""
+        if not self.activation.linear_at_zero:
+            return super().linearize_scaled(params, h, exponent)
+        h, own = to_unit(h, tuple(range(1, h.ndim)))
+        return self.activated(h, exponent + own)
+
+    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *output"], shape: Shape) -> Array:
+        """Returns `v`."""
+        return v
+
+    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
+        """Returns `v`."""
+        return v
 
 
 @dataclass(frozen=True)

@@ -70,16 +70,22 @@ def dot(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def rescale(
-    v: Float[Array, "direction batch *shape"], exponent: Int[Array, " batch"]
+    v: Float[Array, "direction batch *shape"], exponent: Int[Array, " batch"], *, together: bool = False
 ) -> tuple[Float[Array, "direction batch *shape"], Int[Array, " batch"], Scaled]:
     """Returns `v` with each example's largest entry brought near 1 by a power of two.
 
-    With it come the exponents it now stands for, and its squared norm per example.
+    With it come the exponents it now stands for, and its squared norm per example. With `together` all examples have
+    the same exponent, the largest, so that they can be added up.
     """
     axes = (0, *range(2, v.ndim))
     v, shift = to_unit(v, axes)
     exponent = exponent + shift
-    return v, exponent, Scaled(exponent, jnp.sum(jnp.square(v), axis=axes))
+    norms = Scaled(exponent, jnp.sum(jnp.square(v), axis=axes))
+    if together:
+        shared = jnp.broadcast_to(_common_exponent(norms, axis=0), exponent.shape)
+        v = jnp.swapaxes(times_power(jnp.swapaxes(v, 0, 1), jnp.minimum(exponent - shared, 0)), 0, 1)
+        exponent = shared
+    return v, exponent, norms
 
 
 def normal(norms: Scaled) -> Scaled:

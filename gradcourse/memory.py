@@ -46,14 +46,15 @@ def plan_blocks(
 
     Without a budget everything is one block. All directions of one example come before many examples, because every
     block of directions repeats the pass through the network that finds the slopes. Directions drawn at random in a
-    space of `random` dimensions stay together, for their error takes all pairs. On a mesh, a block is split as evenly
-    as the whole. Raises `ValueError` where the least block takes more.
+    space of `random` dimensions stay together, for their error takes all pairs, and so do examples that a layer
+    couples. On a mesh, a block is split as evenly as the whole. Raises `ValueError` where the least block takes more.
     """
     batch = x.shape[0]
     if memory is None:
         return Blocks(batch, _up(directions, parts(mesh, "probe")))
     memory = positive_integer("memory", memory)
-    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    together = batch if network.couples_examples else 1
+    one = jax.ShapeDtypeStruct((together, *x.shape[1:]), x.dtype)
     sizes, weights = [one.size], [0]
 
     def step(layer: Any, p: Any, h: Any) -> Any:
@@ -76,11 +77,11 @@ def plan_blocks(
     if memory < accepted:
         raise ValueError(
             f"memory={memory} bytes is too little for this network: its results and the weights of one layer take "
-            f"{fixed}, the slopes of one example {per_example} and {least} of its directions {least * per_direction}; "
-            f"accepted from {accepted} up."
+            f"{fixed}, the slopes of {'the batch' if together > 1 else 'one example'} {per_example} and {least} of its "
+            f"directions {least * per_direction}; accepted from {accepted} up."
         )
     carried = directions if random else min(directions, (memory - fixed - per_example) // per_direction)
-    examples = min(batch, (memory - fixed) // (per_example + carried * per_direction))
+    examples = together * min(batch // together, (memory - fixed) // (per_example + carried * per_direction))
     return Blocks(
         _up(_even(batch, examples), parts(mesh, "example")), _up(_even(directions, carried), parts(mesh, "probe"))
     )

@@ -74,6 +74,11 @@ class Network:
         """The shape of one output, without the batch axis."""
         return self.stages[-1].layer.output_shape(self.stages[-1].shape)
 
+    @property
+    def couples_examples(self) -> bool:
+        """Whether an example's output depends on the other examples of its batch, as in batch normalisation."""
+        return any(stage.layer.couples_examples for stage in self.stages)
+
     @cached_property
     def layer_names(self) -> tuple[str, ...]:
         """One name per layer, such as `"0 dense"`."""
@@ -148,6 +153,15 @@ class Network:
             for tree in (params, x)
         )
         return params, self.check(params, x, exposed=exposed)
+
+    def check_uncoupled(self) -> None:
+        """Raises `ValueError` where examples are coupled, for then none of them has a Jacobian of its own."""
+        if self.couples_examples:
+            raise ValueError(
+                "network has batch normalisation, which couples the examples of a batch, so that none has a Jacobian "
+                "of its own; accepted are networks without. Fix its statistics: gradcourse.at_inference(network, "
+                "params, x)."
+            )
 
 
 def _is_short(leaf: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Shortcuts: layers with an identity path round them.
+"""Blocks: a few layers that count as one, with or without a shortcut round them.
 
 >>> from gradcourse.layers import Dense
 >>> from gradcourse.networks import sequential
@@ -13,41 +13,61 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gradcourse.checks import positive_number
-from gradcourse.layers import Layer, Saved, Shape, wait_for
+from gradcourse.layers import Layer, Saved, Shape, linearized, wait_for
 
-__all__ = ["Residual", "parameter_gradient"]
+__all__ = ["Block", "Residual"]
+
+Params = dict[str, Any]
 
 
 @dataclass(frozen=True, init=False)
-class Residual(Layer):
-    r"""`h + scale * body(h)`, where the body is a few layers that keep the shape.
+class Block(Layer):
+    """`body`, a few layers in a row that count as one: norms are taken before and after them.
 
-    Its Jacobian is $I + \text{scale} \cdot J_{\text{body}}$, and it counts as one layer: a norm is taken before and
-    after it, for only there do all paths to the output meet. Its parameters are those of the body's layers, under
-    `"0"`, `"1"` and so on. (He, Zhang, Ren and Sun, 2016.)
+    Equal blocks that follow one another are scanned, which their layers alone, being different, would not be. The
+    block's activation is that of its last layer. Its parameters are those of the layers, under `"0"`, `"1"` and so on.
+
+    >>> from gradcourse.layers import Dense, Pointwise
+    >>> from gradcourse.networks import sequential
+    >>> block = Block((Dense(64), Pointwise("relu")))
+    >>> len(sequential(64, [block] * 50).stages)
+    1
     """
 
     body: tuple[Layer, ...]
-    scale: float
-    kind: ClassVar[str] = "residual"
+    kind: ClassVar[str] = "block"
 
-    def __init__(self, body: Sequence[Layer] | Layer, *, scale: float = 1.0):
+    def __init__(self, body: Sequence[Layer] | Layer):
         layers = (body,) if isinstance(body, Layer) else tuple(body)
         for index, layer in enumerate(layers):
             if not isinstance(layer, Layer):
                 raise TypeError(f"body[{index}]={layer!r} is a {type(layer).__name__}; accepted are layers.")
         if not layers:
-            raise ValueError("body is empty; accepted is at least one layer that keeps the shape.")
+            raise ValueError("body is empty; accepted is at least one layer.")
         object.__setattr__(self, "body", layers)
-        object.__setattr__(self, "scale", positive_number("scale", scale, zero=True))
+
+    def with_body(self, body: Sequence[Layer]) -> "Block":
+        """Returns the same with other layers."""
+        return Block(body)
+
+    @property
+    def activation(self) -> Any:
+        """That of the last layer."""
+        return self.body[-1].activation
 
     @property
     def draws_by_qr(self) -> bool:
         """True if a layer of the body does."""
         return any(layer.draws_by_qr for layer in self.body)
+
+    @property
+    def couples_examples(self) -> bool:
+        """True if a layer of the body does."""
+        return any(layer.couples_examples for layer in self.body)
 
     def shapes(self, shape: Shape) -> list[Shape]:
         """Returns the shape of one input of each of the body's layers."""
@@ -57,8 +77,124 @@ class Residual(Layer):
         return shapes[:-1]
 
     def output_shape(self, shape: Shape) -> Shape:
+        """Returns the shape of one output of the last layer."""
+        return self.body[-1].output_shape(self.shapes(shape)[-1])
+
+    def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
+        """Returns the parameters of the body's layers."""
+        params: Params = {}
+        keys = jax.random.split(key, len(self.body))
+        for index, (layer, inner) in enumerate(zip(self.body, self.shapes(shape), strict=True)):
+            params[str(index)] = layer.init(inner, key=wait_for(params, keys[index]))
+        return params
+
+    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns the last layer's output."""
+        for index, layer in enumerate(self.body):
+            h = layer.apply(params[str(index)], h)
+        return h
+
+    def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns the last layer's pre-activation."""
+        *before, last = enumerate(self.body)
+        for index, layer in before:
+            h = layer.apply(params[str(index)], h)
+        return last[1].preactivation(params[str(last[0])], h)
+
+    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
+        """Returns the output and what the body's layers save."""
+        saved = []
+        for index, layer in enumerate(self.body):
+            h, point = layer.linearize(params[str(index)], h)
+            saved.append(point)
+        return h, saved
+
+    def linearize_scaled(
+        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
+    ) -> tuple[Array, Array, Saved]:
+        """Returns the output, its exponent and what the body's layers save."""
+        saved, scaled = [], (h, exponent)
+        for index, layer in enumerate(self.body):
+            scaled, point = linearized(layer, params[str(index)], scaled)
+            saved.append(point)
+        return *scaled, saved
+
+    def in_range(self, output: Float[Array, "batch *output"]) -> Array | None:
+        """Returns what the last layer does."""
+        return self.body[-1].in_range(output)
+
+    def through_activation(self, saved: Saved, v: Float[Array, "direction batch *output"]) -> Array:
+        """Returns `v` times the slope of the last layer's activation."""
+        return self.body[-1].through_activation(saved[-1], v)
+
+    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *output"], shape: Shape) -> Array:
+        """Returns cotangents on the block's input for cotangents `v` on its pre-activation."""
+        shapes = self.shapes(shape)
+        for index in reversed(range(len(self.body))):
+            v = self.body[index].pull(params[str(index)], saved[index], v, shapes[index])
+            if index:
+                v = self.body[index - 1].through_activation(saved[index - 1], v)
+        return v
+
+    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
+        """Returns tangents on the block's pre-activation for tangents `v` on its input."""
+        for index, layer in enumerate(self.body):
+            if index:
+                v = self.body[index - 1].through_activation(saved[index - 1], v)
+            v = layer.push(params[str(index)], saved[index], v)
+        return v
+
+    def parameter_gradient(
+        self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
+    ) -> Params:
+        """Returns the gradient of `params` at the input `h` for the cotangent `v` on the pre-activation."""
+        inputs, saved, gradients = [h], [], {}
+        for index, layer in enumerate(self.body):
+            after, point = layer.linearize(params[str(index)], inputs[-1])
+            inputs.append(after)
+            saved.append(point)
+        for index, layer in reversed(list(enumerate(self.body))):
+            p = params[str(index)]
+            gradients[str(index)] = layer.parameter_gradient(p, inputs[index], v)
+            if index:
+                (v,) = layer.pull(p, saved[index], v[None], inputs[index].shape[1:])
+                (v,) = self.body[index - 1].through_activation(saved[index - 1], v[None])
+        return gradients
+
+
+@dataclass(frozen=True, init=False)
+class Residual(Block):
+    r"""`h + scale * body(h)`, where the body is a few layers that keep the shape.
+
+    Its Jacobian is $I + \text{scale} \cdot J_{\text{body}}$, and it counts as one layer: a norm is taken before and
+    after it, for only there do all paths to the output meet. (He, Zhang, Ren and Sun, 2016.) Put `Pointwise` behind it
+    for an activation after the sum.
+
+    With `learned`, `scale` is where a parameter `"scale"` starts; ReZero and SkipInit start it at 0 (Bachlechner et
+    al., 2021; De and Smith, 2020), Fixup at 1 with last weights of 0 (Zhang, Dauphin and Ma, 2019).
+    """
+
+    scale: float
+    learned: bool
+    kind: ClassVar[str] = "residual"
+
+    def __init__(self, body: Sequence[Layer] | Layer, *, scale: float = 1.0, learned: bool = False):
+        super().__init__(body)
+        object.__setattr__(self, "scale", positive_number("scale", scale, zero=True))
+        object.__setattr__(self, "learned", bool(learned))
+
+    def with_body(self, body: Sequence[Layer]) -> "Residual":
+        """Returns the same with other layers."""
+        return Residual(body, scale=self.scale, learned=self.learned)
+
+    @property
+    def activation(self) -> Any:
+        """None: the sum has no activation, whatever the body's last layer has."""
+        return None
+
+    def output_shape(self, shape: Shape) -> Shape:
         """Returns `shape`; raises `ValueError` where the body does not keep it."""
-        after = self.body[-1].output_shape(self.shapes(shape)[-1])
+        after = super().output_shape(shape)
         if after != shape:
             raise ValueError(
                 f"Residual got an input of shape {shape} and its body returns {after}; accepted is a body that keeps "
@@ -66,74 +202,60 @@ class Residual(Layer):
             )
         return shape
 
-    def init(self, shape: Shape, *, key: PRNGKeyArray) -> dict[str, Any]:
-        """Returns the parameters of the body's layers."""
-        params: dict[str, Any] = {}
-        keys = jax.random.split(key, len(self.body))
-        for index, (layer, inner) in enumerate(zip(self.body, self.shapes(shape), strict=True)):
-            params[str(index)] = layer.init(inner, key=wait_for(params, keys[index]))
-        return params
+    def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
+        """Returns the parameters of the body's layers, and the scale's if it is learned."""
+        return super().init(shape, key=key) | ({"scale": jnp.asarray(self.scale, float)} if self.learned else {})
 
-    def apply(self, params: dict[str, Any], h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
+    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         """Returns `h + scale * body(h)`."""
-        out = h
-        for index, layer in enumerate(self.body):
-            out = layer.apply(params[str(index)], out)
-        return h + self.scale * out
+        return h + self._scale(params) * super().apply(params, h)
 
-    def linearize(self, params: dict[str, Any], h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
+    def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
+        """Returns the output: the sum has no activation."""
+        return self.apply(params, h)
+
+    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
         """Returns the output and what the body's layers save."""
-        out, saved = h, []
-        for index, layer in enumerate(self.body):
-            out, point = layer.linearize(params[str(index)], out)
-            saved.append(point)
-        return h + self.scale * out, saved
+        out, saved = super().linearize(params, h)
+        return h + self._scale(params) * out, saved
+
+    def linearize_scaled(
+        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
+    ) -> tuple[Array, Array, Saved]:
+        """Returns the output, its exponent and what the body's layers save."""
+        return Layer.linearize_scaled(self, params, h, exponent)
+
+    def in_range(self, output: Float[Array, "batch *shape"]) -> Array | None:
+        """Returns `None`."""
+        return None
+
+    def through_activation(
+        self, saved: Saved, v: Float[Array, "direction batch *shape"]
+    ) -> Float[Array, "direction batch *shape"]:
+        """Returns `v`."""
+        return v
 
     def pull(
-        self, params: dict[str, Any], saved: Saved, v: Float[Array, "direction batch *shape"], shape: Shape
+        self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"], shape: Shape
     ) -> Float[Array, "direction batch *shape"]:
         """Returns `v + scale * (the body's transposed Jacobian of v)`."""
-        out = self.scale * v
-        for index, (layer, inner) in reversed(list(enumerate(zip(self.body, self.shapes(shape), strict=True)))):
-            out = layer.pull(params[str(index)], saved[index], layer.through_activation(saved[index], out), inner)
-        return v + out
-
-    def parameter_gradient(
-        self, params: dict[str, Any], h: Float[Array, "batch *shape"], v: Float[Array, "batch *shape"]
-    ) -> dict[str, Any]:
-        """Returns the gradient of `params` at the input `h` for the cotangent `v` on the output."""
-        inputs, saved, gradients = [h], [], {}
-        for index, layer in enumerate(self.body):
-            after, point = layer.linearize(params[str(index)], inputs[-1])
-            inputs.append(after)
-            saved.append(point)
-        out = self.scale * v[None]
-        for index, (layer, inner) in reversed(list(enumerate(zip(self.body, self.shapes(h.shape[1:]), strict=True)))):
-            p, point = params[str(index)], saved[index]
-            out = layer.through_activation(point, out)
-            gradients[str(index)] = parameter_gradient(layer, p, inputs[index], out[0])
-            out = layer.pull(p, point, out, inner)
-        return gradients
+        inner = super().through_activation(saved, self._scale(params) * v)
+        return v + super().pull(params, saved, inner, shape)
 
     def push(
-        self, params: dict[str, Any], saved: Saved, v: Float[Array, "direction batch *shape"]
+        self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]
     ) -> Float[Array, "direction batch *shape"]:
         """Returns `v + scale * (the body's Jacobian of v)`."""
-        out = self.scale * v
-        for index, layer in enumerate(self.body):
-            out = layer.through_activation(saved[index], layer.push(params[str(index)], saved[index], out))
-        return v + out
+        return v + self._scale(params) * super().through_activation(saved, super().push(params, saved, v))
 
+    def parameter_gradient(
+        self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *shape"]
+    ) -> Params:
+        """Returns the gradient of `params` at the input `h` for the cotangent `v` on the output."""
+        out, saved = super().linearize(params, h)
+        (inner,) = super().through_activation(saved, self._scale(params) * v[None])
+        gradient = super().parameter_gradient(params, h, inner)
+        return gradient | ({"scale": jnp.sum(v * out)} if self.learned else {})
 
-def parameter_gradient(
-    layer: Layer, params: dict[str, Any], h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
-) -> dict[str, Any]:
-    """Returns the gradient of a layer's `params` at the input `h` for the cotangent `v` on its pre-activation.
-
-    For layers without an activation, `Residual` among them, `v` is the cotangent on the output. Autodiff never passes
-    an activation of `Dense` or `Conv`, whose slope it rounds to 0 in the tails.
-    """
-    if isinstance(layer, Residual):
-        return layer.parameter_gradient(params, h, v)
-    _, pull = jax.vjp(lambda p: getattr(layer, "preactivation", layer.apply)(p, h), params)
-    return pull(v)[0]
+    def _scale(self, params: Params) -> Any:
+        return params["scale"] if self.learned else self.scale

@@ -79,6 +79,7 @@ def backward_singular_values(network: Network, params: Params, x: Float[Array, "
             [  0.,   0.,   0.],
             [-inf, -inf,  nan]]])
     """
+    network.check_uncoupled()
     params, x = network.measurable(params, x)
     sizes = [prod(shape) for shape in _shapes(network)[:-1]]
     return _profile(network, _backward_sweep(network, params, x), sizes, "output with respect to each layer's input")
@@ -91,6 +92,7 @@ def forward_singular_values(network: Network, params: Params, x: Float[Array, "b
     shrinks to less than 8 times machine epsilon of its largest is reported as an exact zero, at this layer and all
     behind it. Otherwise as `backward_singular_values`.
     """
+    network.check_uncoupled()
     params, x = network.measurable(params, x)
     sizes = [prod(shape) for shape in _shapes(network)[1:]]
     return _profile(network, _forward_sweep(network, params, x), sizes, "each layer's output with respect to the input")
@@ -104,6 +106,7 @@ def layer_singular_values(network: Network, params: Params, x: Float[Array, "bat
     Jacobian, outputs times inputs, and its decomposition per layer and example, one example at a time. Errors as in
     `gradcourse.jacobians.backward_jacobian_norms`.
     """
+    network.check_uncoupled()
     params, x = network.measurable(params, x)
     sizes = [prod(shape) for shape in _shapes(network)]
     counts = [min(pair) for pair in pairwise(sizes)]

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike as _ArrayLike
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from gradcourse.checks import positive_number
-from gradcourse.layers import Conv, Dense, Layer, ScaledInput, as_scaled, linearized
+from gradcourse.layers import Layer, ScaledInput, as_scaled, linearized
 from gradcourse.logdomain import check_overflow, times_power, to_unit
 from gradcourse.networks import Network, Params
 
@@ -41,7 +41,8 @@ class UnitStatistics:
     - `silent`: share of units that are silent on the batch, see `silent_units`; if it holds all data, they are dead.
 
     The last two are 0 for layers without units of their own, such as pools, and NaN for layers that have parameters
-    but are neither `Dense` nor `Conv`, such as `Residual`: their units are inside, and not looked at.
+    but no activation, such as `Residual`: their units are inside, and not looked at. Of a `Block` it is the units of
+    its last layer that are.
     """
 
     deviation: Float[ArrayLike, "*sample layer"]
@@ -108,15 +109,15 @@ def statistics_of(
         return jax.tree.map(partial(jnp.where, there), scaled_next, scaled), found
 
     def looked_at(layer: Layer, p: Any, scaled: ScaledInput) -> tuple[ScaledInput, dict[str, Array]]:
-        scaled_next, slope = linearized(layer, p, scaled)
+        scaled_next, point = linearized(layer, p, scaled)
         h, h_next = times_power(*scaled), times_power(*scaled_next)
         found = {"mean": h_next.mean(), "variance": h_next.var()}
-        if not isinstance(layer, Dense | Conv):
+        if layer.activation is None:
             unknown = jnp.full((), nan, h.dtype)
             share = unknown if jax.tree.leaves(p) else jnp.zeros_like(unknown)
             found |= {"deviation": _root_mean_square(h_next), "mean_square_slope": unknown}
             return scaled_next, found | {"saturated": share, "silent": share}
-        bound = layer.activation.derivative_bound
+        bound, slope = layer.activation.derivative_bound, _slope(layer, point, h_next)
         saturated = (jnp.abs(slope) < tail * bound).mean()
         deviation = _root_mean_square(layer.preactivation(p, h))
         found |= {"deviation": deviation, "mean_square_slope": jnp.square(slope).mean()}
@@ -136,12 +137,17 @@ def _silent_units(
     """Per stage, which units are silent, and whether no layer has overflowed."""
 
     def step(layer: Layer, p: Any, h: ScaledInput) -> tuple[ScaledInput, tuple[Array, Array]]:
-        h_next, slope = linearized(layer, p, h)
-        if not isinstance(layer, Dense | Conv):
+        h_next, point = linearized(layer, p, h)
+        if layer.activation is None:
             return h_next, (jnp.zeros(h_next[0].shape[-1], bool), jnp.isfinite(h_next[0]).all())
+        slope = _slope(layer, point, h_next[0])
         return h_next, (_silent(slope), jnp.isfinite(slope).all())
 
     return network.scan(step, params, as_scaled(x))[1]
+
+
+def _slope(layer: Layer, point: Any, h_next: Array) -> Float[Array, "batch *output"]:
+    return layer.through_activation(point, jnp.ones_like(h_next)[None])[0]
 
 
 def _silent(slope: Float[Array, "batch *output"]) -> Bool[Array, " unit"]:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from gradcourse.activations import ACTIVATIONS
 from gradcourse.gradients import parameter_gradient_norms
 from gradcourse.jacobians import backward_jacobian_norms, forward_jacobian_norms, layer_jacobian_norms
-from gradcourse.layers import AvgPool, Conv, Dense, Flatten, MaxPool
+from gradcourse.layers import AvgPool, Conv, Dense, Flatten, MaxPool, Pointwise
 from gradcourse.networks import mlp, sequential
-from gradcourse.shortcuts import Residual
+from gradcourse.normalisation import BatchNorm, ChannelScale, GroupNorm, LayerNorm, WeightStandardised
+from gradcourse.shortcuts import Block, Residual
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; it comes with the extra: gradcourse[bench]")
 functional = torch.nn.functional
@@ -64,11 +65,20 @@ def through(layer, p, h):
     """The layer's output, `(batch, *output)`, images with their channels last."""
     if isinstance(layer, Flatten):
         return h.flatten(1)
-    if isinstance(layer, Residual):
+    if isinstance(layer, Block):
         out = h
         for index, inner in enumerate(layer.body):
             out = through(inner, p[str(index)], out)
-        return h + layer.scale * out
+        return h + p.get("scale", layer.scale) * out if isinstance(layer, Residual) else out
+    if isinstance(layer, Pointwise):
+        return THEIRS[layer.activation.name](h)
+    if isinstance(layer, WeightStandardised):
+        deviation, mean = torch.std_mean(p["weight"].flatten(0, -2), dim=0, correction=0)
+        fan_in = p["weight"].flatten(0, -2).shape[0]
+        weight = layer.gain * (p["weight"] - mean) / (deviation * fan_in**0.5)
+        return through(layer.layer, p | {"weight": weight}, h)
+    if isinstance(layer, BatchNorm | GroupNorm | ChannelScale):
+        return THEIRS[layer.activation.name](normalised(layer, p, h.movedim(-1, 1)).movedim(1, -1))
     if isinstance(layer, Dense):
         return THEIRS[layer.activation.name](functional.linear(h, p["weight"].T, p["bias"]))
     h = h.permute(0, 3, 1, 2)
@@ -78,6 +88,15 @@ def through(layer, p, h):
         return THEIRS[layer.activation.name](s).permute(0, 2, 3, 1)
     pool = functional.max_pool2d if isinstance(layer, MaxPool) else functional.avg_pool2d
     return pool(h, layer.size, layer.stride).permute(0, 2, 3, 1)
+
+
+def normalised(layer, p, h):
+    """What PyTorch's normalisations do, with channels at axis 1."""
+    if isinstance(layer, BatchNorm):
+        return functional.batch_norm(h, None, None, p["scale"], p["shift"], training=True, eps=layer.epsilon)
+    if isinstance(layer, GroupNorm):
+        return functional.group_norm(h, layer.groups, p["scale"], p["shift"], eps=layer.epsilon)
+    return (h.movedim(1, -1) * p["scale"] + p["shift"]).movedim(-1, 1)
 
 
 def through_all(layers, h):
@@ -108,6 +127,26 @@ def jacobian_norms(layers, x):
     return result
 
 
+def coupled_jacobian_norms(layers, x):
+    """The same for layers that couple the examples of a batch: of the whole batch's outputs, or inputs."""
+    hs = [x]
+    for layer, p in layers:
+        hs.append(through(layer, p, hs[-1]))
+
+    def norms(function, h, over):
+        jacobian = torch.autograd.functional.jacobian(function, h.detach())
+        entries = jacobian.reshape(BATCH, -1, BATCH, h[0].numel()).square()
+        return entries.sum(dim=tuple(axis for axis in range(4) if axis != over)).log10().numpy() / 2
+
+    ends = range(len(layers))
+    result = {
+        "backward": [norms(lambda h, at=at: through_all(layers[at:], h), hs[at], 2) for at in ends],
+        "forward": [norms(lambda h, at=at: through_all(layers[: at + 1], h), x, 0) for at in ends],
+        "layer": [norms(lambda h, at=at: through(*layers[at], h), hs[at], 2) for at in ends],
+    }
+    return {name: np.transpose(values) for name, values in result.items()}
+
+
 def gradient_norms(layers, x, y):
     """Returns the log10 norms of the mean cross-entropy's gradient, for every layer that has parameters."""
     loss = functional.cross_entropy(through_all(layers, x), y)
@@ -124,7 +163,7 @@ def agrees_with_autograd(network, seed, gain):
     generator = np.random.default_rng(seed)
 
     def drawn(leaf):
-        _, *fan_in, _ = leaf.shape
+        fan_in = leaf.shape[1:-1]
         scale = gain / np.sqrt(np.prod(fan_in)) if fan_in else 0.2
         return scale * generator.normal(size=leaf.shape)
 
@@ -134,7 +173,8 @@ def agrees_with_autograd(network, seed, gain):
         (layer, jax.tree.map(lambda leaf: torch.tensor(leaf, requires_grad=True), p))
         for layer, p, _ in reference.unrolled(network, arrays)
     ]
-    expected = jacobian_norms(layers, torch.tensor(inputs))
+    found = coupled_jacobian_norms if network.couples_examples else jacobian_norms
+    expected = found(layers, torch.tensor(inputs))
     gradients = gradient_norms(layers, torch.tensor(inputs), torch.tensor(labels))
     with jax.enable_x64(True):
         params, x, y = jax.tree.map(jnp.asarray, (arrays, inputs, labels))
@@ -210,6 +250,26 @@ def test_random_convolutional_networks_agree_with_autograd(arguments, gain, seed
 def test_shortcuts_of_shortcuts_agree_with_autograd():
     block = Residual([Dense(6, "silu"), Residual(Dense(6, "relu"), scale=0.5), Dense(4)], scale=2.0)
     agrees_with_autograd(sequential(4, [*[block] * 3, Dense(CLASSES, "hard_tanh")]), seed=0, gain=1.0)
+
+
+def test_normalised_networks_agree_with_autograd():
+    """Every kind of normalisation, in blocks, in shortcuts and alone, with and without coupled examples."""
+    images = [
+        WeightStandardised(Conv(4, "silu", stride=2), gain=1.3),
+        GroupNorm(2, "tanh"),
+        Residual([LayerNorm("relu"), Conv(4, padding="CIRCULAR")], learned=True),
+        Flatten(),
+        ChannelScale("gelu"),
+        Pointwise("softplus"),
+    ]
+    coupled = [
+        BatchNorm("tanh"),
+        *[Residual([BatchNorm("relu"), Conv(2), BatchNorm("sigmoid"), Conv(2)])] * 2,
+        Flatten(),
+        *[Block([Dense(5), BatchNorm("elu")])] * 2,
+    ]
+    for layers, shape in ((images, (5, 4, 2)), (coupled, (3, 4, 2))):
+        agrees_with_autograd(sequential(shape, [*layers, Dense(CLASSES)]), seed=0, gain=1.0)
 
 
 def test_every_activation_has_a_counterpart():
