@@ -7,15 +7,18 @@ is computed, by one rule for the whole course:
 - **refuted**: it lies outside;
 - **qualified**: it straddles the border.
 
-A claim measured in several ways is supported, or refuted, if all of them agree, and qualified otherwise.
+A claim measured in several ways is supported, or refuted, if all of them agree, and qualified otherwise. A notebook
+stores the records that its cells show: `stored_records` reads them, and `ledger` sets out all claims by them.
 
 >>> record("C10", "largest slope of the sigmoid", 0.25, supported_by=(0.0, 0.25), digits=2)
 C10 supported: largest slope of the sigmoid 0.25 (supported if at most 0.25)
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +34,10 @@ __all__ = [
     "Table",
     "estimate",
     "interval",
+    "ledger",
     "overall_verdict",
     "record",
+    "stored_records",
     "what_we_measured",
 ]
 
@@ -252,6 +257,42 @@ def overall_verdict(verdicts: Sequence[str]) -> str:
     if not found:
         raise ValueError("verdicts is empty; accepted is at least one.")
     return found.pop() if len(found) == 1 else "qualified"
+
+
+def stored_records(notebook: str | Path) -> list[tuple[int, Record]]:
+    """Returns the records that a notebook's cells have shown, each with its cell's position in the notebook.
+
+    Raises `ValueError` for a record of a claim that is not in the ledger.
+    """
+    known = {entry.id: entry for entry in CLAIMS}
+    found = []
+    for position, cell in enumerate(json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]):
+        for output in cell.get("outputs", []):
+            if fields := output.get("data", {}).get(RECORD_MIME):
+                claim = known[known_name("claim", fields["claim"], known)]
+                found.append((position, Record(**fields | {"claim": claim})))
+    return found
+
+
+def ledger(chapters: Mapping[str, Iterable[Record]]) -> Table:
+    """Returns every claim with its verdict, what was measured first for each verdict on it, and the chapters.
+
+    `chapters` gives each chapter's records by the chapter's name. A claim that none of them has is `not yet measured`.
+
+    >>> told = record("C10", "largest slope", 0.25, supported_by=(0.0, 0.25), digits=2)
+    >>> ledger({"2": [told]}).rows[9]
+    ('C10', 'Lucas', 'supported', 'largest slope: 0.25', '2')
+    """
+    rows = []
+    for claim in CLAIMS:
+        found = [(name, one) for name, records in chapters.items() for one in records if one.claim == claim]
+        verdicts = [one.verdict for _, one in found]
+        first = [found[verdicts.index(verdict)][1] for verdict in dict.fromkeys(verdicts)]
+        numbers = [f"{one.quantity}: {one.measured}" + (f" ({one.verdict})" if len(first) > 1 else "") for one in first]
+        where = dict.fromkeys(name for name, _ in found)
+        verdict = overall_verdict(verdicts) if verdicts else "not yet measured"
+        rows.append((claim.id, claim.who, verdict, "; ".join(numbers) or "-", ", ".join(where) or "-"))
+    return Table(("Claim", "Who", "Verdict", "Measured", "Chapters"), rows)
 
 
 def what_we_measured(*rows: tuple[str, str, str]) -> Table:

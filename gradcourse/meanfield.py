@@ -312,7 +312,7 @@ def _walk(network: Network, x: Array) -> list[tuple[Array, Array]]:
     m, results = jnp.mean(jnp.square(x), axis=-1, keepdims=True), []
     for stage in network.stages:
         forward = _mean_square_map(stage)
-        activation = getattr(stage.layer, "activation", ACTIVATIONS["identity"])
+        activation = stage.layer.activation or ACTIVATIONS["identity"]
         sigma_b = stage.layer.init_scheme.sigma_b if hasattr(stage.layer, "init_scheme") else 0.0
 
         def step(m: Array, _: Any, forward: Any = forward, activation: Any = activation, sigma_b: Any = sigma_b) -> Any:

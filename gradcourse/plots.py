@@ -124,12 +124,13 @@ def profiles(
     title: str = "",
     ylabel: str = r"$\log_{10}$ norm",
     float32: bool = False,
+    levels: Mapping[str, float] | None = None,
 ) -> Figure:
     """Returns the log10 norm against the layer: points measured, lines predicted, layer 0 on the left.
 
     A profile with a sample axis (seeds) is drawn as its mean with a band from the smallest to the largest sample.
     Both arguments may be one profile or several by label; equal labels share a colour. `float32` marks where that
-    format's numbers end.
+    format's numbers end, on the right; `levels` draws horizontal lines at other heights, labelled on the left.
     """
     measured, predicted = _labelled(measured), _labelled(predicted)
     labels = list(dict.fromkeys([*measured, *predicted]))
@@ -141,22 +142,23 @@ def profiles(
             if label in predicted:
                 line = predicted[label].log10_norm
                 pen.line(axes, np.arange(len(line)), line, None if label in measured else label)
-        if float32:
-            for level, words in ((FLOAT32_NORMAL, "float32 loses digits below"), (FLOAT32_LAST, "float32 is 0 below")):
+        ends = {"float32 loses digits below": FLOAT32_NORMAL, "float32 is 0 below": FLOAT32_LAST} if float32 else {}
+        for side, lines in (("right", ends), ("left", levels or {})):
+            for words, level in lines.items():
                 axes.axhline(level, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
                 axes.text(
-                    1,
+                    1 if side == "right" else 0.01,
                     level,
                     words,
                     color=MUTED,
                     fontsize=8,
-                    ha="right",
+                    ha=side,
                     va="bottom",
                     transform=axes.get_yaxis_transform(),
                 )
         axes.set(xlabel="layer (0 is next to the input)", ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _finish(axes, title, key=bool(predicted))
+        _finish(axes, title, key=bool(predicted), beside=bool(levels))
     return figure
 
 
@@ -336,11 +338,13 @@ def heat_map(
     title: str = "",
     form: str = ".1f",
     missing: str = "none",
+    frontier: Sequence[float] | None = None,
 ) -> Figure:
     """Returns a table of shaded cells with the number in each, so that nobody has to read it off the shade.
 
     `values` are `(y, x)`, the first row at the bottom; `x` and `y` name columns and rows. A value that is not finite
-    is written as `missing`; `form` is the format of the others.
+    is written as `missing`; `form` is the format of the others. `frontier` is a value of `y`, one per column, at which
+    a line is drawn, between the rows that are next to it; it needs rows named by numbers that increase.
 
     >>> losses = np.array([[1.0, 2.0], [3.0, np.inf]])
     >>> heat_map(losses, [0.1, 1], [2, 4], xlabel="rate", ylabel="layers", quantity="loss")
@@ -356,6 +360,9 @@ def heat_map(
             dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
             words = f"{value:{form}}" if np.isfinite(value) else missing
             axes.text(column, row, words, ha="center", va="center", fontsize=9, color="white" if dark else INK)
+        for column, level in enumerate(frontier or ()):
+            row = np.interp(level, np.asarray(y, float), range(len(y)), left=-0.46, right=len(y) - 0.54)
+            axes.plot([column - 0.5, column + 0.5], [row, row], color="#d55e00", linewidth=3, solid_capstyle="butt")
         axes.set_xticks(range(values.shape[1]), [str(name) for name in x])
         axes.set_yticks(range(values.shape[0]), [str(name) for name in y])
         axes.grid(False)

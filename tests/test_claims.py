@@ -1,13 +1,24 @@
 """The ledger: all claims, one rule for verdicts, intervals that hold what they promise."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from gradcourse.claims import CLAIMS, RECORD_MIME, Table, interval, overall_verdict, record, what_we_measured
+from gradcourse.claims import (
+    CLAIMS,
+    RECORD_MIME,
+    Table,
+    interval,
+    ledger,
+    overall_verdict,
+    record,
+    stored_records,
+    what_we_measured,
+)
 
 INF = float("inf")
 
@@ -67,6 +78,33 @@ def test_a_record_carries_what_the_table_of_claims_needs() -> None:
         "verdict": "supported",
     }
     assert "**supported**" in bundle["text/markdown"]
+
+
+def notebook(path: Path, *shown: Any) -> Path:
+    """A notebook with one cell of text, and a cell for each record that it shows."""
+    outputs = [[{"output_type": "stream", "text": "x"}, {"data": one._repr_mimebundle_()}] for one in shown]
+    cells = [{"cell_type": "markdown"}, *({"cell_type": "code", "outputs": output} for output in outputs)]
+    path.write_text(json.dumps({"cells": cells}))
+    return path
+
+
+def test_what_a_notebook_shows_is_read_back(tmp_path: Path) -> None:
+    shown = [record("C10", "slope", 0.25, supported_by=(0.0, 0.25)), record("C01", "x", 1.0, supported_by=(2.0, INF))]
+    assert stored_records(notebook(tmp_path / "a.ipynb", *shown)) == [(1, shown[0]), (2, shown[1])]
+    path = tmp_path / "b.ipynb"
+    path.write_text(notebook(path, *shown).read_text().replace('"C01"', '"C99"'))
+    with pytest.raises(ValueError, match="claim='C99' is not known"):
+        stored_records(path)
+
+
+def test_the_ledger_has_every_claim_and_the_first_number_of_each_verdict() -> None:
+    for_it = [record("C05", f"way {way}", float(way), supported_by=(0.0, 9.0), digits=0) for way in (1, 2)]
+    against = record("C05", "way 3", 99.0, supported_by=(0.0, 9.0), digits=0)
+    rows = {row[0]: row[2:] for row in ledger({"4": for_it, "5": [against, for_it[0]]}).rows}
+    assert list(rows) == [claim.id for claim in CLAIMS]
+    assert rows["C05"] == ("qualified", "way 1: 1 (supported); way 3: 99 (refuted)", "4, 5")
+    assert rows["C06"] == ("not yet measured", "-", "-")
+    assert {row[0]: row[2:] for row in ledger({"4": for_it}).rows}["C05"] == ("supported", "way 1: 1", "4")
 
 
 def test_rounding_residuals_are_shown_as_a_bound_and_checked() -> None:

@@ -166,5 +166,18 @@ def test_numbers_that_outputs_support(written: str, printed: str, is_supported: 
     assert numbers_in_prose.supported(number, numbers_in_prose.parse(printed)) is is_supported
 
 
-def test_the_cover_is_a_figure_of_the_book() -> None:
-    assert (guard.ROOT / guard.COVER).read_bytes() == guard.figure(guard.COVER_FIGURE)
+@pytest.mark.parametrize("copy", guard.COPIES)
+def test_pictures_on_other_pages_are_figures_of_the_book(copy: str) -> None:
+    assert (guard.ROOT / copy).read_bytes() == guard.figure(guard.COPIES[copy])
+
+
+def test_the_answer_on_one_page_is_that_of_the_chapter() -> None:
+    book = guard.ROOT / "book"
+    (answer,) = [
+        line.strip()
+        for cell in guard.read(book / "11_the_answer.ipynb").cells
+        if "(the-answer)=" in cell.source
+        for line in cell.source.splitlines()
+        if line.startswith(">")
+    ]
+    assert answer in (book / "one_page.md").read_text(encoding="utf-8")

@@ -100,6 +100,14 @@ def test_a_second_network_of_the_same_activation_is_drawn_hollow() -> None:
     assert lines["relu, conv"].get_markerfacecolor() == "white"
 
 
+def test_levels_are_drawn_where_they_are_and_named() -> None:
+    (axes,) = plots.profiles({"tanh": profile([-3.0, -2.0, -1.0, 0.0])}, float32=True, levels={"float16": -7.5}).axes
+    heights = [line.get_ydata()[0] for line in axes.lines[-3:]]
+    assert heights == [plots.FLOAT32_NORMAL, plots.FLOAT32_LAST, -7.5]
+    names = {text.get_text(): text.get_ha() for text in axes.texts}
+    assert names == {"float32 loses digits below": "right", "float32 is 0 below": "right", "float16": "left"}
+
+
 def test_curves_draw_points_lines_and_marks() -> None:
     figure = plots.curves(
         np.array([1.0, 2.0]), {"tanh": np.array([3.0, 4.0])}, {"tanh": np.array([5.0, 6.0, 7.0])},
@@ -204,3 +212,13 @@ def test_a_heat_map_says_every_number_in_its_cell() -> None:
     colours = {text.get_text(): text.get_color() for text in axes.texts}
     assert colours["1.0"] == "white"
     assert colours["6.0"] == plots.INK
+
+
+def test_a_heat_map_draws_its_frontier_between_the_rows_it_lies_between() -> None:
+    frontier = [15.0, 1.0, 1e6, np.inf]
+    figure = plots.heat_map(
+        np.ones((3, 4)), range(4), [10, 20, 40], xlabel="x", ylabel="y", quantity="z", frontier=frontier
+    )
+    lines = figure.axes[0].lines
+    assert [tuple(line.get_xdata()) for line in lines] == [(c - 0.5, c + 0.5) for c in range(4)]
+    np.testing.assert_allclose([line.get_ydata()[0] for line in lines], [0.5, -0.46, 2.46, 2.46])

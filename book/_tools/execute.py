@@ -105,7 +105,8 @@ def main(chapter: str = "") -> None:
     for path in chosen:
         execute(path)
         print(f"{path.relative_to(guard.ROOT)}: done", flush=True)
-    (guard.ROOT / guard.COVER).write_bytes(guard.figure(guard.COVER_FIGURE))
+    for copy, name in guard.COPIES.items():
+        (guard.ROOT / copy).write_bytes(guard.figure(name))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The picture in the preface and in the README is a figure of the book.
-COVER, COVER_FIGURE = "book/_static/cover.png", "fig-relu"
+# Pictures on other pages that are figures of the book: the cover, and that of the answer on one page.
+COPIES = {"book/_static/cover.png": "fig-relu", "book/_static/answer.png": "fig-answer"}
 
 MAX_BYTES = 1_500_000
 MAX_LINES = 30
@@ -34,6 +34,11 @@ CLAIMS = {
     "04_glorot_initialisation": {"C06", "C12"},
     "05_speed": {"C02", "C03", "C04", "C05", "C06"},
     "06_the_learning_rate": {"C07", "C15", "C16", "C17", "C18", "C19", "C20", "C22"},
+    "07_pretraining": {"C01"},
+    "08_convolutional_networks": {"C12"},
+    "09_normalisation_and_shortcuts": {"C08"},
+    "10_precision": {"C03"},
+    "11_the_answer": {"C06", "C08", "C12"},
 }
 RECORD = "application/vnd.gradcourse.record+json"
 

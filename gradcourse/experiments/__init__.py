@@ -1,6 +1,16 @@
 """The recorded experiments of all chapters, by name: `python -m gradcourse experiment NAME` runs one."""
 
-from gradcourse.experiments import glorot, learning_rates, rectifiers, speed
+from gradcourse.experiments import (
+    answer,
+    convolution,
+    glorot,
+    learning_rates,
+    normalisation,
+    precision,
+    pretraining,
+    rectifiers,
+    speed,
+)
 from gradcourse.experiments.recording import Experiment
 from gradcourse.experiments.recording import Results as Results
 
@@ -13,5 +23,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         *glorot.EXPERIMENTS,
         *learning_rates.EXPERIMENTS,
         *speed.EXPERIMENTS,
+        *pretraining.EXPERIMENTS,
+        *convolution.EXPERIMENTS,
+        *normalisation.EXPERIMENTS,
+        *precision.EXPERIMENTS,
+        *answer.EXPERIMENTS,
     )
 }

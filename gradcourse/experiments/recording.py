@@ -74,7 +74,8 @@ class Results:
 
     def __str__(self) -> str:
         seconds = sum(point["seconds"] for point in self.points)
-        what = fill(f"{self.about}: {len(self.points)} runs, {seconds / 60:.0f} minutes", 76)
+        time = f"{seconds / 60:.0f} minutes" if seconds >= 100 else f"{seconds:.0f} seconds"
+        what = fill(f"{self.about}: {len(self.points)} runs, {time}", 76)
         return f"{what}\n{in_words(self.provenance)}"
 
 
