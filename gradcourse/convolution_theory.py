@@ -7,7 +7,7 @@ r"""What theory says of convolutions, and the networks that test it.
 - `depth_scales`: over how many layers a random network forgets its input (Schoenholz et al. 2017).
 - `wave_walk`: what a shared kernel's chance fluctuations do to a typical gradient.
 - `gain_variance` and `measured_gain_variance`: the spread of the squared singular values of an input-output Jacobian
-  (Pennington, Schoenholz and Ganguli 2017).
+  (Pennington, Schoenholz and Ganguli 2017); `product_quantiles`: their distribution for linear Gaussian layers.
 - `vanilla_cnn`: the plain convolutional networks of up to ten thousand layers of Xiao et al. (2018).
 
 >>> round(border_factor(8), 4)
@@ -46,6 +46,7 @@ __all__ = [
     "depth_scales",
     "gain_variance",
     "measured_gain_variance",
+    "product_quantiles",
     "untied",
     "vanilla_cnn",
     "wave_walk",
@@ -337,6 +338,33 @@ def gain_variance(activation: Any, *, q: float, depth: int, ensemble: str) -> fl
         for power in (2, 4)
     )
     return round(positive_integer("depth", depth) * (second / first**2 - 1 - s_1), 12)
+
+
+def product_quantiles(depth: int, shares: Float[np.ndarray, " share"]) -> Float[np.ndarray, " share"]:
+    r"""Returns below which squared singular value lie these shares of those of `depth` wide linear Gaussian layers.
+
+    The product of $L$ square matrices with entries of variance $1/n$ has the Fuss-Catalan law: with $0 < \varphi <
+    \pi / (L + 1)$, the squared singular values and their density are
+
+    $$ x = \frac{\sin^{L+1} (L+1) \varphi}{\sin \varphi\, \sin^L L \varphi}, \qquad
+       \rho(x) = \frac{\sin^2 \varphi\, \sin^{L-1} L \varphi}{\pi \sin^L (L+1) \varphi}. $$
+
+    The largest is $(L + 1)^{L + 1} / L^L$, the mean 1 and the variance $L$.
+
+    >>> product_quantiles(1, np.array([1.0])).round(3)  # one layer: the largest singular value is 2
+    array([4.])
+    """
+    size = positive_integer("depth", depth)
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError(f"shares={shares} are accepted from 0 to 1.")
+    angle = np.linspace(0, np.pi / (size + 1), 100_001)[1:-1]
+    outer, inner = np.sin((size + 1) * angle), np.sin(size * angle)
+    x = outer ** (size + 1) / (np.sin(angle) * inner**size)
+    density = np.sin(angle) ** 2 * inner ** (size - 1) / (np.pi * outer**size)
+    slope = x * ((size + 1) ** 2 / np.tan((size + 1) * angle) - 1 / np.tan(angle) - size**2 / np.tan(size * angle))
+    mass = -density * slope  # per angle, in which it is smooth
+    above = np.concatenate([[0], np.cumsum((mass[1:] + mass[:-1]) / 2)])
+    return np.interp(1 - shares, above / above[-1], x)
 
 
 def measured_gain_variance(network: Network, params: Any, x: Float[Array, "1 *shape"]) -> Float[Array, " layer"]:

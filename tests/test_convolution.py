@@ -18,6 +18,7 @@ from gradcourse.convolution_theory import (
     depth_scales,
     gain_variance,
     measured_gain_variance,
+    product_quantiles,
     untied,
     vanilla_cnn,
     wave_walk,
@@ -219,3 +220,21 @@ def test_only_weights_are_trained_and_scaled():
             moved = name == "weight"
             np.testing.assert_allclose(update[name], -0.5 * moved * before[name])
             np.testing.assert_array_equal(after[name], (2 if moved else 1) * before[name])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_the_spectrum_of_products_has_its_moments_and_its_edge(depth: int) -> None:
+    shares = (np.arange(200_000) + 0.5) / 200_000
+    squares = product_quantiles(depth, shares)
+    assert squares.mean() == pytest.approx(1, abs=2e-3)
+    assert squares.var() == pytest.approx(depth, rel=0.02)
+    edge = product_quantiles(depth, np.array([1.0]))[0]
+    assert edge == pytest.approx((depth + 1) ** (depth + 1) / depth**depth, rel=1e-4)
+
+
+def test_one_layers_spectrum_is_the_quarter_circle() -> None:
+    radius = np.linspace(0.1, 1.9, 10)
+    share = (radius * np.sqrt(4 - radius**2) / 2 + 2 * np.arcsin(radius / 2)) / np.pi
+    np.testing.assert_allclose(product_quantiles(1, share), radius**2, rtol=1e-3)
+    with pytest.raises(ValueError, match="accepted from 0 to 1"):
+        product_quantiles(1, np.array([1.5]))

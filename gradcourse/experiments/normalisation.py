@@ -1,7 +1,7 @@
 """Chapter 9: which half of batch normalisation rescues the sigmoid, deep shortcuts without it, and a deep small CNN."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 
@@ -34,6 +34,7 @@ __all__ = [
     "deep_cnn",
     "deep_cnns",
     "deep_shortcuts",
+    "growth_by_wiring",
     "growth_rates",
     "line_net",
     "normalised_sigmoid",
@@ -239,7 +240,9 @@ def shortcut_net(way: str, blocks: int) -> Network:
 
     - `"plain"`, `"plain + BN"`: no shortcuts;
     - `"shortcut"`: He's weights, unscaled; `"shortcut / sqrt L"`: branches divided by the square root of their number;
-    - `"shortcut + BN"`: batch normalisation before each rectifier (He et al. 2016, pre-activation);
+    - `"shortcut + BN"`: batch normalisation before each rectifier (He et al. 2016, pre-activation); with `LN` or `GN`
+      layer or group normalisation; `"shortcut + BN, post-activation"`: behind each layer, and the last rectifier
+      behind the sum;
     - `"ReZero"`: a learned scale that starts at 0; `"SkipInit"`: the same with the rectifier before both layers, as
       batch normalisation would have it; `"Fixup"`: last layers 0, first layers scaled by `blocks ** -0.5`.
     """
@@ -250,7 +253,12 @@ def shortcut_net(way: str, blocks: int) -> Network:
         "plain + BN": lambda: Block((dense, BatchNorm("relu"), dense, BatchNorm("relu"))),
         "shortcut": lambda: Residual(_branch()),
         "shortcut / sqrt L": lambda: Residual(_branch(), scale=blocks**-0.5),
-        "shortcut + BN": lambda: Residual((BatchNorm("relu"), dense, BatchNorm("relu"), dense)),
+        "shortcut + BN": lambda: Residual((BatchNorm("relu"), dense) * 2),
+        "shortcut + LN": lambda: Residual((LayerNorm("relu"), dense) * 2),
+        "shortcut + GN": lambda: Residual((GroupNorm(4, "relu"), dense) * 2),
+        "shortcut + BN, post-activation": lambda: Block(
+            (Residual((dense, BatchNorm("relu"), dense, BatchNorm())), Pointwise("relu"))
+        ),
         "Fixup": lambda: Residual(_branch(last=0.0, scale=blocks**-0.5), learned=True),
         "ReZero": lambda: Residual((relu_dense, relu_dense), scale=0.0, learned=True),
         "SkipInit": lambda: Residual(_branch(), scale=0.0, learned=True),
@@ -261,6 +269,19 @@ def shortcut_net(way: str, blocks: int) -> Network:
     return sequential(
         64, [first] + [body] * blocks + ends + [Dense(10, init=gaussian(0.0) if way == "Fixup" else "lecun_normal")]
     )
+
+
+def growth_by_wiring(way: str, blocks: int, seeds: int = 5) -> dict[str, Any]:
+    """Returns `log10_growth` of a gradient's mean square on its way back through fresh blocks of `shortcut_net`.
+
+    Per seed, on a batch of 32 Gaussian inputs, from the last block's output to the first block's input.
+    """
+    *before, last = shortcut_net(way, blocks).stages
+    readout = replace(last, layer=Dense(10, init="lecun_normal"))  # Fixup's is 0, and so is every gradient behind it
+    network, x = Network((*before, readout)), jax.random.normal(jax.random.key(0), (32, 64))
+    measure = partial(backward_jacobian_norms, probes=8, key=jax.random.key(3))
+    norms = over_seeds(measure, network, x, seeds=seeds, key=jax.random.key(1)).log10_norm
+    return {"log10_growth": 2 * (norms[:, 1] - norms[:, 1 + blocks])}
 
 
 def deep_shortcuts(
@@ -408,6 +429,28 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         deep_shortcuts,
         grid(way=["plain", "plain + BN", "shortcut", "shortcut + BN", "Fixup", "ReZero", "SkipInit"], blocks=[50]),
         {"point": {"way": "Fixup", "blocks": 50}, "rates": [0.01], "seeds": 1, "steps": 50},
+    ),
+    Experiment(
+        "growth_by_wiring",
+        "Growth of the gradient through 50 fresh blocks of two rectifier layers, by wiring",
+        growth_by_wiring,
+        grid(
+            way=[
+                "plain",
+                "plain + BN",
+                "shortcut",
+                "shortcut / sqrt L",
+                "shortcut + BN",
+                "shortcut + BN, post-activation",
+                "shortcut + LN",
+                "shortcut + GN",
+                "Fixup",
+                "ReZero",
+                "SkipInit",
+            ],
+            blocks=[50],
+        ),
+        {"point": {"way": "shortcut + LN", "blocks": 50}, "seeds": 1},
     ),
     Experiment(
         "deep_cnns",
