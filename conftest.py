@@ -53,6 +53,16 @@ def pytest_sessionstart() -> None:
         import_module(name)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_module() -> Iterator[None]:
+    """Forget all compiled programs after each module: a process may map 65,530 regions of memory, and each takes three.
+
+    Without it, a worker that is given many modules is killed by the kernel's limit.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def no_runtime_typecheck() -> Iterator[None]:
     """Switch jaxtyping's checks off, so that a test sees the package's own errors for bad input."""
