@@ -245,7 +245,7 @@ PLANE = (  # where a rate ten times smaller might do better, it is tried, too
     *grid(depth=[120], sigma_w2=[1.0, 1.3, 1.76], rate=[0.01], seed=[0]),
     *grid(depth=[40], sigma_w2=[4.0], rate=[0.001], seed=[0]),
     *grid(depth=[80], sigma_w2=[1.76, 2.5, 4.0], rate=[0.001], seed=[0]),
-    *grid(depth=[120], sigma_w2=[1.76, 2.5], rate=[0.001], seed=[0]),
+    *grid(depth=[120], sigma_w2=[1.76, 2.5, 4.0], rate=[0.001], seed=[0]),
 )
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
