@@ -18,7 +18,7 @@ r"""What theory says of convolutions, and the networks that test it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import inf, log
 from typing import Any, ClassVar, NamedTuple
@@ -33,7 +33,7 @@ from scipy.special import logsumexp
 from gradcourse import activations, initializers, meanfield
 from gradcourse.checks import known_name, positive_integer
 from gradcourse.initializers import Initializer, gaussian
-from gradcourse.layers import Activated, Conv, Dense, Flatten, Layer
+from gradcourse.layers import Affine, Conv, Dense, Flatten, Layer
 from gradcourse.networks import Network, Params, sequential
 
 __all__ = [
@@ -56,7 +56,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, init=False)
-class LocallyConnected(Activated):
+class LocallyConnected(Affine):
     """`f(kernel_p * h + bias)` with a kernel of its own at every position `p`, and the borders wrapped round.
 
     Weight `(height, width, kernel_size ** 2 * in, out)`; a unit sees as many inputs as a convolution's, and the
@@ -67,10 +67,8 @@ class LocallyConnected(Activated):
     (4, 4, 27, 8)
     """
 
-    channels: int
-    activation: Any
-    kernel_size: int
-    init_scheme: Initializer
+    channels: int = field()
+    kernel_size: int = field()
     kind: ClassVar[str] = "locally connected"
 
     def __init__(
@@ -90,11 +88,6 @@ class LocallyConnected(Activated):
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
-    @property
-    def draws_by_qr(self) -> bool:
-        """True for the orthogonal schemes."""
-        return self.init_scheme.name in ("orthogonal", "delta_orthogonal")
-
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns `(height, width, channels)`."""
         if len(shape) != 3:
@@ -110,11 +103,6 @@ class LocallyConnected(Activated):
         weight = draw(jax.random.split(weight_key, height * width)).reshape(height, width, -1, self.channels)
         return {"weight": weight, "bias": self.init_scheme.biases((self.channels,), key=bias_key)}
 
-    def preactivation(self, params: dict[str, Any], h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
-        """Returns the pre-activation."""
-        s = self.linear(params["weight"], h)
-        return s + jnp.broadcast_to(params["bias"], s.shape)
-
     def linear(self, weight: Array, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns every window times the kernel of its position."""
         before = (self.kernel_size - 1) // 2
@@ -128,19 +116,11 @@ class LocallyConnected(Activated):
         ]
         return jnp.einsum("bhwi,hwio->bhwo", jnp.concatenate(windows, axis=-1), weight, precision="highest")
 
-    def pull(
-        self, params: dict[str, Any], saved: Any, v: Float[Array, "direction batch *output"], shape: tuple[int, ...]
-    ) -> Array:
-        """Returns the transposed linear map of `v`, all directions at once."""
-        flat = v.reshape(-1, *v.shape[2:])
-        like = jax.ShapeDtypeStruct((len(flat), *shape), v.dtype)
-        (pulled,) = jax.linear_transpose(lambda h: self.linear(params["weight"], h), like)(flat)
-        return pulled.reshape(*v.shape[:2], *shape)
-
-    def push(self, params: dict[str, Any], saved: Any, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns the linear map of `v`, all directions at once."""
-        pushed = self.linear(params["weight"], v.reshape(-1, *v.shape[2:]))
-        return pushed.reshape(*v.shape[:2], *pushed.shape[1:])
+    def transpose(self, weight: Array, v: Float[Array, "batch *output"], shape: tuple[int, ...]) -> Array:
+        """Returns the transposed linear map of `v`."""
+        like = jax.ShapeDtypeStruct((len(v), *shape), v.dtype)
+        (pulled,) = jax.linear_transpose(lambda h: self.linear(weight, h), like)(v)
+        return pulled
 
 
 def untied(network: Network, params: Params) -> Params:

@@ -32,6 +32,7 @@ from gradcourse.logdomain import dot, times_power, to_unit
 
 __all__ = [
     "Activated",
+    "Affine",
     "AvgPool",
     "Conv",
     "Dense",
@@ -178,8 +179,8 @@ class Activated(Layer):
 
 
 @dataclass(frozen=True)
-class _Affine(Activated):
-    """`f(weights applied to h + bias)`: what `Dense` and `Conv` share."""
+class Affine(Activated):
+    """`f(weights applied to h + bias)`: what `Dense` and `Conv` share. Give it the linear map and its transpose."""
 
     activation: Activation = field()
     init_scheme: Initializer = field()
@@ -246,7 +247,7 @@ class _Affine(Activated):
 
 
 @dataclass(frozen=True, init=False)
-class Dense(_Affine):
+class Dense(Affine):
     """`f(h @ weight + bias)`, weight `(in, out)`.
 
     >>> layer = Dense(3, "sigmoid", init="glorot_uniform")
@@ -287,7 +288,7 @@ class Dense(_Affine):
 
 
 @dataclass(frozen=True, init=False)
-class Conv(_Affine):
+class Conv(Affine):
     """`f(kernel * h + bias)`: a two-dimensional convolution (cross-correlation, as everywhere in deep learning).
 
     Kernel `(kernel_size, kernel_size, in, out)`. Padding `"SAME"` adds zeros, `"CIRCULAR"` wraps the image round,

@@ -5,18 +5,19 @@ activation, convolution*; what a cell of the design changes is named by its leve
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gradcourse.checks import known_name
-from gradcourse.datasets import Dataset, digits
-from gradcourse.experiments.recording import Experiment, Results, grid
+from gradcourse.datasets import Dataset
+from gradcourse.experiments.recording import Experiment, Results, grid, kept_digits
 from gradcourse.gradients import activation_gradient_norms
 from gradcourse.layers import Conv, Dense, Flatten, Layer, Pointwise
 from gradcourse.networks import Network, Params, sequential
@@ -57,11 +58,6 @@ LEVELS: dict[str, tuple[Any, ...]] = {
 RATES: dict[str, tuple[float, ...]] = {"sgd": (0.03, 0.3), "adam": (0.001, 0.01)}
 # The gain sigma_w that keeps the gradient's mean square where the slope is steepest; of the rectifier, on average.
 MATCHED = {"sigmoid": 4.0, "tanh": 1.0, "relu": 2**0.5}
-
-
-@lru_cache
-def _digits() -> Dataset:
-    return digits(images=True)
 
 
 def trunk(activation: str, normalisation: str, shortcut: str, depth: int, *, padding: str = "SAME") -> Network:
@@ -132,7 +128,7 @@ def training(
         jnp.asarray(RATES[optimizer]),
         jnp.asarray(optimizer == "adam"),
         jnp.asarray((0, *looks)),
-        _digits(),
+        kept_digits(images=True),
     )
     found = {"accuracy": seen}
     if looks[-1] == LOOKS[-1]:
@@ -181,18 +177,13 @@ def descended(
 ) -> tuple[Any, Any, Any]:
     """Returns parameters and running means after an update by plain descent or, if `adaptive`, by Adam.
 
-    Adam has its authors' constants (Kingma and Ba, 2015). `step` counts from 0. Which of the two it is need not be
+    Adam is optax's (Kingma and Ba, 2015). `step` counts from 0. Which of the two it is need not be
     known when the program is compiled.
     """
-    count = (step + 1).astype(rate.dtype)
-    mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, mean, gradient)
-    square = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * jnp.square(g), square, gradient)
-
-    def moved(p: Array, g: Array, m: Array, v: Array) -> Array:
-        adam = m / (1 - 0.9**count) / (jnp.sqrt(v / (1 - 0.999**count)) + 1e-8)
-        return p - rate * jnp.where(adaptive, adam, g)
-
-    return jax.tree.map(moved, params, gradient, mean, square), mean, square
+    with jax.numpy_dtype_promotion("standard"):  # which optax's Adam needs
+        adam, state = optax.scale_by_adam().update(gradient, optax.ScaleByAdamState(step, mean, square))
+    moved = jax.tree.map(lambda p, a, g: p - rate * jnp.where(adaptive, a, g), params, adam, gradient)
+    return moved, state.mu, state.nu
 
 
 def profile(
@@ -204,7 +195,7 @@ def profile(
     the loss with respect to the trunk's activations there. Draws are those of `training`.
     """
     network = trunk(activation, normalisation, shortcut, depth)
-    x, y = _digits().x_train[:MEASURED], _digits().y_train[:MEASURED]
+    x, y = kept_digits(images=True).x_train[:MEASURED], kept_digits(images=True).y_train[:MEASURED]
     init_key, _ = jax.random.split(jax.random.key(11))
     found = []
     for key in jax.random.split(init_key, SEEDS)[:seeds]:

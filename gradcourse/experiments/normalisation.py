@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from gradcourse import activations
 from gradcourse.activations import ACTIVATIONS, Activation
 from gradcourse.checks import known_name
-from gradcourse.datasets import Dataset, digits
-from gradcourse.experiments.recording import Experiment, grid
+from gradcourse.datasets import Dataset
+from gradcourse.experiments.recording import Experiment, grid, kept_digits
 from gradcourse.gradients import activation_gradient_norms
 from gradcourse.initializers import gaussian
 from gradcourse.jacobians import backward_jacobian_norms
@@ -105,11 +105,6 @@ class HalfBatchNorm(Activated):
         return jax.vmap(lambda t: jax.jvp(lambda h: self.preactivation(params, h), (saved[0],), (t,))[1])(v)
 
 
-@lru_cache
-def _digits(images: bool = False) -> Dataset:
-    return digits(images=images)
-
-
 # ---- The sigmoid, normalised
 
 
@@ -144,7 +139,7 @@ def started(way: str, depth: int, *, key: Any) -> tuple[Network, Params]:
     network = normalised_sigmoid(way, depth)
     if way != "batch norm once":
         return network, network.init(key=key)
-    return network, _normalised_once(normalised_sigmoid("batch norm", depth), _digits().x_train, key=key)
+    return network, _normalised_once(normalised_sigmoid("batch norm", depth), kept_digits().x_train, key=key)
 
 
 def _normalised_once(normalised: Network, x: Array, *, key: Any) -> Params:
@@ -219,7 +214,7 @@ def normalised_sigmoids(
     `loss`: mean over the last `every` minibatches; `test_accuracy`: with the statistics of the batch of all test
     images; `inference_accuracy`: at the end, with those of the training images, fixed.
     """
-    return _all_runs(lambda key: started(way, depth, key=key), _digits(), rates, seeds, steps, every)
+    return _all_runs(lambda key: started(way, depth, key=key), kept_digits(), rates, seeds, steps, every)
 
 
 # ---- Shortcuts
@@ -294,7 +289,7 @@ def deep_shortcuts(
 ) -> dict[str, Any]:
     """Returns how `shortcut_net(way, blocks)` learns digits by plain descent, as `normalised_sigmoids` does."""
     network = shortcut_net(way, blocks)
-    return _all_runs(lambda key: (network, network.init(key=key)), _digits(), rates, seeds, steps, every)
+    return _all_runs(lambda key: (network, network.init(key=key)), kept_digits(), rates, seeds, steps, every)
 
 
 # ---- A deep small convolutional network
@@ -327,7 +322,7 @@ def deep_cnns(
     way: str, depth: int, rates: Sequence[float] = WITH_A_SMALLER, seeds: int = 5, steps: int = 400, every: int = 10
 ) -> dict[str, Any]:
     """Returns how `deep_cnn(way, depth)` learns digits by plain descent, as `normalised_sigmoids` does."""
-    network, data = deep_cnn(way, depth), _digits(images=True)
+    network, data = deep_cnn(way, depth), kept_digits(images=True)
 
     def begin(key: Any) -> tuple[Network, Params]:
         if way == "sigmoid + BN once":
@@ -339,7 +334,7 @@ def deep_cnns(
 
 def cnn_gradients(way: str, padding: str, depth: int = 9, seeds: int = 5) -> dict[str, Any]:
     """Returns `log10_norm`, (seed, layer): of the loss's gradient at each input of a fresh `deep_cnn`, 64 digits."""
-    data = _digits(images=True)
+    data = kept_digits(images=True)
     measure = partial(activation_gradient_norms, y=data.y_train[:64])
     network, x = deep_cnn(way, depth, padding), data.x_train[:64]
     return {"log10_norm": over_seeds(measure, network, x, seeds=seeds, key=jax.random.key(1)).log10_norm}

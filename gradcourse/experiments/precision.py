@@ -1,13 +1,11 @@
 """Chapter 10: sigmoid networks trained in short formats, and weights that are kept in them."""
 
-from functools import lru_cache
 from typing import Any
 
 import jax
 import optax
 
-from gradcourse.datasets import Dataset, digits
-from gradcourse.experiments.recording import Experiment, grid
+from gradcourse.experiments.recording import Experiment, grid, kept_digits
 from gradcourse.networks import mlp
 from gradcourse.precision import Dynamic, train_in
 
@@ -30,15 +28,10 @@ KEPT: dict[str, dict[str, Any]] = {
 }
 
 
-@lru_cache
-def _digits() -> Dataset:
-    return digits()
-
-
 def _descended(network: Any, optimizer: Any, seed: int, **settings: Any) -> Any:
     """A run of `train_in` from a fresh draw, watched on the first 500 training images."""
     init_key, key = jax.random.split(jax.random.key(seed))
-    data = _digits()
+    data = kept_digits()
     watch = data.x_train[:500], data.y_train[:500]
     return train_in(network, network.init(key=init_key), data, optimizer, watch=watch, key=key, **settings)
 

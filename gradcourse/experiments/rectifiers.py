@@ -1,7 +1,7 @@
 """Chapter 3: thirty rectifier layers, the fate of dead units, activation against initialisation, and speed."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
-from gradcourse.datasets import Dataset, digits
-from gradcourse.experiments.recording import Experiment, grid
+from gradcourse.datasets import Dataset
+from gradcourse.experiments.recording import Experiment, grid, kept_digits
 from gradcourse.history import History
 from gradcourse.layers import Conv, Dense, Flatten, MaxPool
 from gradcourse.networks import Network, mlp, sequential
@@ -38,11 +38,6 @@ def small_cnn(activation: str, init: str) -> Network:
     return sequential((8, 8, 1), [conv, MaxPool(2), conv, MaxPool(2), conv, Flatten(), Dense(10, init=init)])
 
 
-@lru_cache
-def _digits(images: bool = False) -> Dataset:
-    return digits(images=images)
-
-
 def _keys(seed: int) -> tuple[Any, Any]:
     """Keys for the draw of the parameters and for the minibatches."""
     init_key, batch_key = jax.random.split(jax.random.key(seed))
@@ -64,7 +59,7 @@ def thirty_layers(init: str, rate: float, seed: int, steps: int = 4000) -> dict[
 
     `loss` is the mean over the last 500 minibatches, `test_accuracy` is that at the end of each 500.
     """
-    network, data = mlp(64, [64] * 30, 10, activation="relu", init=init), _digits()
+    network, data = mlp(64, [64] * 30, 10, activation="relu", init=init), kept_digits()
     history = _descended(network, data, rate, seed, steps=steps, every=500, watch=(data.x_test, data.y_test))
     losses = np.asarray(history.batch_loss).reshape(-1, 500).mean(axis=1)
     return {"loss": losses, "test_accuracy": history.accuracy[1:]}
@@ -115,7 +110,7 @@ def dead_units(optimizer: str, rate: float, seed: int, steps: int = 2000) -> dic
     to be on for at least one image of the training set if their rectifiers were noisy (Nair and Hinton 2010).
     `test_accuracy` is `(time,)`.
     """
-    network, data = mlp(64, [100, 80, 60], 10, activation="relu", init="he_normal"), _digits()
+    network, data = mlp(64, [100, 80, 60], 10, activation="relu", init="he_normal"), kept_digits()
     init_key, key = _keys(seed)
     run: Any = network.init(key=init_key)
     dead = _dead(network, run)
@@ -152,7 +147,7 @@ def dead_units(optimizer: str, rate: float, seed: int, steps: int = 2000) -> dic
 
 def _dead(network: Network, params: Any) -> list[np.ndarray]:
     """Which units of each hidden layer are off on all training images."""
-    return [np.asarray(units) for units in silent_units(network, params, _digits().x_train)[:-1]]
+    return [np.asarray(units) for units in silent_units(network, params, kept_digits().x_train)[:-1]]
 
 
 def noisy_chance(s: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
@@ -163,7 +158,7 @@ def noisy_chance(s: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
 
 def _woken(network: Network, params: Any) -> list[np.ndarray]:
     """The probability of each hidden unit to be on for at least one training image, if its rectifier were noisy."""
-    chances = [noisy_chance(s[0]) for s in _preactivations(network, params, _digits().x_train)]
+    chances = [noisy_chance(s[0]) for s in _preactivations(network, params, kept_digits().x_train)]
     return [1 - np.prod(1 - np.asarray(chance), axis=0) for chance in chances[:-1]]
 
 
@@ -185,7 +180,7 @@ def activation_and_init(activation: str, init: str, rate: float, seed: int, step
     `loss`, `accuracy`: on all training images, every 50 steps; every 200 steps `test_accuracy`, and `dead`, the share
     of all hidden units that are off on every training image.
     """
-    network, data = mlp(64, [64] * 10, 10, activation=activation, init=init), _digits()
+    network, data = mlp(64, [64] * 10, 10, activation=activation, init=init), kept_digits()
     init_key, key = _keys(seed)
     run: Any = network.init(key=init_key)
     seen: dict[str, list[Any]] = {"loss": [], "accuracy": [], "test_accuracy": [], "dead": []}
@@ -215,7 +210,7 @@ def updates_to_learn(
     activation: str, init: str, rate: float, seed: int, steps: int = 600, every: int = 5
 ) -> dict[str, Any]:
     """Returns the `error` of `small_cnn` on the first 500 training images, every `every` steps of plain descent."""
-    network, data = small_cnn(activation, init), _digits(images=True)
+    network, data = small_cnn(activation, init), kept_digits(images=True)
     watch = data.x_train[:500], data.y_train[:500]
     history = _descended(network, data, rate, seed, steps=steps, every=every, watch=watch)
     return {"error": 1 - history.accuracy}
