@@ -15,6 +15,7 @@ from gradcourse import claims, experiments, meanfield, optimizers, plots, probes
 from gradcourse.activations import ACTIVATIONS, Activation
 from gradcourse.curvature import sharpness
 from gradcourse.datasets import Dataset, digits
+from gradcourse.diagnosis import diagnose
 from gradcourse.golub_kahan import LayerExtremes, layer_extremes
 from gradcourse.gradients import (
     activation_gradient_norms,
@@ -33,6 +34,7 @@ from gradcourse.jacobians import (
     log_gain_split,
 )
 from gradcourse.layers import AvgPool, Conv, Dense, Flatten, Layer, MaxPool, Pointwise
+from gradcourse.monitoring import Monitor, MonitorHistory, monitor
 from gradcourse.networks import Network, cnn, mlp, sequential
 from gradcourse.normalisation import (
     BatchNorm,
@@ -43,6 +45,7 @@ from gradcourse.normalisation import (
     at_inference,
 )
 from gradcourse.profile import Profile
+from gradcourse.report import Finding, LayerReport, Report
 from gradcourse.runs import Run
 from gradcourse.shapeset import Shapeset
 from gradcourse.shortcuts import Block, Residual
@@ -67,6 +70,7 @@ __all__ = [
     "Data",
     "Dataset",
     "Dense",
+    "Finding",
     "Flatten",
     "GainSplit",
     "GroupNorm",
@@ -75,10 +79,14 @@ __all__ = [
     "Layer",
     "LayerExtremes",
     "LayerNorm",
+    "LayerReport",
     "MaxPool",
+    "Monitor",
+    "MonitorHistory",
     "Network",
     "Pointwise",
     "Profile",
+    "Report",
     "Residual",
     "Run",
     "Shapeset",
@@ -92,6 +100,7 @@ __all__ = [
     "claims",
     "cnn",
     "cross_entropy",
+    "diagnose",
     "digits",
     "experiments",
     "forward_jacobian_norms",
@@ -104,6 +113,7 @@ __all__ = [
     "log_gain_split",
     "meanfield",
     "mlp",
+    "monitor",
     "optimizers",
     "over_seeds",
     "parameter_gradient_norms",

@@ -30,6 +30,7 @@ from gradcourse import contenders
 from gradcourse.checks import known_name
 from gradcourse.datasets import digits
 from gradcourse.jacobians import backward_jacobian_norms
+from gradcourse.monitoring import monitor as monitor_of
 from gradcourse.networks import Network, Params, cnn, mlp
 from gradcourse.probes import Probe, probe
 from gradcourse.provenance import in_words, provenance
@@ -233,6 +234,59 @@ def _probed(network: Network, batch: int, setting: str) -> Row:
     return race("probes", f"{setting}, 10 steps", "without probes", ours, theirs, at_most=1.05, rounds=21)
 
 
+def monitor(
+    dense: tuple[int, int, int] = (8, 256, 256), conv: tuple[int, int, int] = (6, 16, 32), rounds: int = 15
+) -> Iterator[Row]:
+    """A hundred training steps, one of them looked at, against the same unmonitored; sizes as in `probes`."""
+    depth, width, batch = dense
+    network = mlp(width, [width] * (depth - 1), OUTPUTS, activation="relu", init="he_normal")
+    setting = f"dense, {depth} layers of {width}, batch {batch}"
+    yield _monitored(network, batch, setting, rounds, wrapped=True)
+    yield _monitored(network, batch, setting, rounds, wrapped=False)
+    depth, channels, batch = conv
+    network = cnn((16, 16, channels), [channels] * (depth - 2), OUTPUTS, activation="relu", init="he_normal")
+    yield _monitored(
+        network, batch, f"conv, {depth} layers of {channels} channels, 16 x 16, batch {batch}", rounds, wrapped=True
+    )
+
+
+def _monitored(network: Network, batch: int, setting: str, rounds: int, *, wrapped: bool) -> Row:
+    params = contenders.layers_of(network, network.init(key=jax.random.key(0)))
+    layers, start = [layer for layer, _ in params], [p for _, p in params]
+    x = jax.random.normal(jax.random.key(1), (batch, *network.input_shape))
+    labels = jnp.arange(batch) % OUTPUTS
+
+    def loss(params: list[Any]) -> Any:
+        h = x
+        for layer, p in zip(layers, params, strict=True):
+            h = layer.apply(p, h)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(h, labels).mean()
+
+    def hundred_steps(watch: Any) -> Callable[[], Any]:
+        optimizer = optax.adam(1e-3) if watch is None else watch.optimizer(optax.adam(1e-3))
+
+        @jax.jit
+        def step(params: list[Any], state: Any) -> Any:
+            value, gradient = jax.value_and_grad(loss)(params)
+            with jax.numpy_dtype_promotion("standard"):  # which optax's Adam needs
+                updates, state = optimizer.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state, value
+
+        program = watch.wrap(step, loss=2) if watch is not None and wrapped else step
+
+        def run() -> Any:
+            params, state = start, optimizer.init(start)
+            for _ in range(100):
+                params, state, value = program(params, state)
+            return params, state, value
+
+        return run
+
+    setting = f"{setting}, 100 steps, monitored{'' if wrapped else ' inside jit alone'}"
+    ours, theirs = hundred_steps(monitor_of()), hundred_steps(None)
+    return race("monitor", setting, "unmonitored", ours, theirs, at_most=1.02 if wrapped else 1.2, rounds=rounds)
+
+
 def training(runs: tuple[int, int] = (8, 8), steps: int = 500) -> Iterator[Row]:
     """A sweep over seeds and rates of small networks against training them one by one, in two ways.
 
@@ -273,7 +327,7 @@ def training(runs: tuple[int, int] = (8, 8), steps: int = 500) -> Iterator[Row]:
 
 
 CASES: dict[str, Callable[[], Iterator[Row]]] = {
-    case.__name__: case for case in (sweep, torch, compiling, convolution, matfree, probes, training)
+    case.__name__: case for case in (sweep, torch, compiling, convolution, matfree, probes, monitor, training)
 }
 NEEDS = {"torch": "torch", "matfree": "matfree"}
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["known_name", "measurable_input", "positive_integer", "positive_number"]
+__all__ = ["is_from", "known_name", "measurable_input", "positive_integer", "positive_number"]
 
 
 def known_name(argument: str, value: Any, accepted: Iterable[str]) -> str:
@@ -33,6 +33,15 @@ def known_name(argument: str, value: Any, accepted: Iterable[str]) -> str:
     near = get_close_matches(value.lower().replace(" ", "_").replace("-", "_"), folded, n=1, cutoff=0.4)
     hint = f"; did you mean {folded[near[0]]!r}?" if near else "."
     raise ValueError(f"{argument}={value!r} is not known{hint} Accepted: {listing}.")
+
+
+def is_from(library: str, value: Any) -> bool:
+    """Returns whether one of the value's classes is of that library, without importing it.
+
+    >>> is_from("numpy", 1.0), is_from("jax", jnp.ones(1))
+    (False, True)
+    """
+    return any(f"{kind.__module__}.".startswith(f"{library}.") for kind in type(value).__mro__)
 
 
 def positive_integer(argument: str, value: Any) -> int:

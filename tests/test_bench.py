@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradcourse import bench, contenders
-from gradcourse.__main__ import main
+from gradcourse.cli import main
 from gradcourse.jacobians import backward_jacobian_norms
 from gradcourse.networks import cnn, mlp
 
@@ -75,6 +75,7 @@ SMALL = {
     "compiling": partial(bench.compiling, shallow=3, depths=(3, 5), rounds=1),
     "convolution": partial(bench.convolution, depth=4),
     "probes": partial(bench.probes, dense=(3, 8, 4), conv=(4, 2, 4)),
+    "monitor": partial(bench.monitor, dense=(3, 8, 4), conv=(4, 2, 4), rounds=1),
     "training": partial(bench.training, runs=(1, 1), steps=1),
 }
 

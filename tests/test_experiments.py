@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradcourse.__main__ import main
+from gradcourse.cli import main
 from gradcourse.experiments import EXPERIMENTS
 from gradcourse.experiments.recording import Experiment, Results
 

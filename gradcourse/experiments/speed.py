@@ -21,9 +21,10 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from gradcourse import meanfield
 from gradcourse.activations import Activation
-from gradcourse.bench import matrix_product_peak, seconds
+from gradcourse.bench import seconds
 from gradcourse.contenders import layers_of
 from gradcourse.datasets import digits
+from gradcourse.experiments.precision import check_platform, matrix_product, with_products
 from gradcourse.experiments.recording import Experiment, grid
 from gradcourse.gradients import activation_gradient_norms
 from gradcourse.initializers import Initializer
@@ -35,9 +36,11 @@ __all__ = [
     "EXPERIMENTS",
     "MANTISSA",
     "RECORD_NETS",
+    "escape_on",
     "first_layer_moves",
     "predicted_record_net",
     "profile_elsewhere",
+    "profile_on",
     "record_net",
     "record_network",
     "share_that_moves",
@@ -82,6 +85,15 @@ def updates_to_escape(
     seen = _seen(hidden, rate, seed, looks, activation=activation, init=init, batch=batch, stop_at=1.0)
     there = seen["loss"][-1] < 1
     return {"updates": seen["step"][-1] if there else np.inf, "moved": seen["moved"][-1]}
+
+
+def escape_on(platform: str, hidden: int, seed: int) -> dict[str, Any]:
+    """Returns what `updates_to_escape` says of sigmoid layers, standard weights and a rate of 0.1, on this platform.
+
+    Raises `ValueError` on another platform.
+    """
+    check_platform(platform)
+    return updates_to_escape(hidden, 0.1, seed, "sigmoid", "standard")
 
 
 def first_layer_moves(
@@ -195,8 +207,20 @@ def step_operations(width: int, hidden: int = 5, batch: int = BATCH) -> int:
     return 2 * batch * (3 * sum(weights) - weights[0])
 
 
+# What a round may take, in operations, and the size of the product that shows the peak: each platform's own.
+ROUND = {"cpu": 1e10, "gpu": 1e12}
+LARGE = {"cpu": 1024, "gpu": 8192}
+
+
 def step_seconds(
-    platform: str, width: int, *, hidden: int = 5, dtype: str = "float32", steps: int = 100, rounds: int = 25
+    platform: str,
+    width: int,
+    *,
+    hidden: int = 5,
+    dtype: str = "float32",
+    products: str = "highest",
+    steps: int = 100,
+    rounds: int = 25,
 ) -> dict[str, Any]:
     """Returns what one update of `hidden` sigmoid layers costs, in seconds, in the fastest of `rounds` rounds.
 
@@ -204,22 +228,25 @@ def step_seconds(
     - `"called"`: with one call from Python per update, waiting for the last;
     - `"returned"`: until such a call *returns*, which on an asynchronous device is before it is done;
     - `"compile"`: to trace and compile the program, once;
-    - `"operations"`, and `"peak"`: operations per second of a large float32 matrix product, in the same minute.
+    - `"operations"`, and `"peak"`: operations per second of a large float32 matrix product, in the same minute;
+    - `"bandwidth"`: bytes per second, read or written, of a long vector made from another.
 
-    With no `rounds` only the operations. Raises `ValueError` where this is not the platform asked for.
+    The `products` are computed as `gradcourse.experiments.precision.matrix_product` says, that of the peak too. With
+    no `rounds` only the operations. Raises `ValueError` where this is not the platform asked for.
     """
     found: dict[str, Any] = {"operations": step_operations(width, hidden)}
     if not rounds:
         return found
-    if jax.default_backend() != platform:
-        raise ValueError(f"platform={platform!r} is asked for and this is {jax.default_backend()!r}; record it there.")
+    check_platform(platform)
     network = mlp(64, [width] * hidden, 10, activation="sigmoid", init="standard")
+    if products != "highest":
+        network = with_products(network, products)
     with jax.enable_x64(dtype == "float64"):
         params = [p for _, p in layers_of(network, network.init(key=jax.random.key(0)))]
         x, y = (jnp.asarray(part, kind) for part, kind in zip(_digits(), (dtype, jnp.int32), strict=True))
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         update = partial(_update, network, BATCH, x, y, jax.random.key(1), jnp.asarray(0.1, dtype))
-        count = max(2, min(steps, int(1e10 / found["operations"])))
+        count = max(2, min(steps, int(ROUND[platform] / found["operations"])))
         many = jax.jit(lambda params: lax.fori_loop(0, count, update, params))
         start = time.perf_counter()
         compiled = many.lower(params).compile()
@@ -228,7 +255,22 @@ def step_seconds(
         found["in_program"] = min(seconds(partial(compiled, params)) for _ in range(rounds)) / count
         calls = [_called(single, params, count) for _ in range(rounds)]
     found["returned"], found["called"] = np.min(calls, axis=0) / count
-    return found | {"peak": matrix_product_peak(1024, rounds)}
+    size = LARGE[platform]
+    return found | {"peak": _product_rate(size, products, rounds), "bandwidth": _copy_rate(16 * size**2, rounds)}
+
+
+def _product_rate(size: int, products: str, rounds: int) -> float:
+    """Operations per second of a product of two float32 matrices of `size` by `size`, in the fastest round."""
+    a, b = jax.random.normal(jax.random.key(0), (2, size, size))  # a device can be faster on zeros and ones
+    multiplied = jax.jit(matrix_product, static_argnums=2).lower(a, b, products).compile()
+    return 2 * size**3 / min(seconds(partial(multiplied, a, b)) for _ in range(rounds + 1))
+
+
+def _copy_rate(size: int, rounds: int) -> float:
+    """Bytes per second of negating `size` float32 numbers, each read and written once, in the fastest round."""
+    a = jax.random.normal(jax.random.key(0), (size,))
+    negated = jax.jit(jnp.negative).lower(a).compile()
+    return 8 * size / min(seconds(partial(negated, a)) for _ in range(rounds + 1))
 
 
 def _called(single: Callable[[Any, Any], Any], params: Any, count: int) -> tuple[float, float]:
@@ -283,14 +325,38 @@ def profile_elsewhere(setting: str, *, activations: Sequence[str] = ACTIVATIONS)
     return json.loads(done.stdout)
 
 
-def profiles_here(dtype: str, devices: int, activations: Sequence[str]) -> dict[str, Any]:
-    """Returns what `profile_elsewhere` says, as lists, computed in this process on `devices` of its devices."""
+def profile_on(
+    platform: str, dtype: str, products: str, *, activations: Sequence[str] = ACTIVATIONS, draws: bool = True
+) -> dict[str, Any]:
+    """Returns the same profiles, computed on this platform, with such `products`.
+
+    With `draws` also `"other"`: the share of the weights that are not, bit for bit, those which the same key gives on
+    a CPU. Raises `ValueError` on another platform.
+    """
+    check_platform(platform)
+    found = profiles_here(dtype, 1, activations, products)
+    if draws:
+        with jax.default_device(jax.devices("cpu")[0]):
+            on_cpu = jax.tree.leaves(_drawn(DEPTHS[-1]))
+        here = jax.tree.leaves(_drawn(DEPTHS[-1]))
+        other = sum(int(np.sum(one != two)) for one, two in zip(here, on_cpu, strict=True))
+        found["other"] = other / sum(one.size for one in here)
+    return found
+
+
+def profiles_here(dtype: str, devices: int, activations: Sequence[str], products: str = "highest") -> dict[str, Any]:
+    """Returns what `profile_elsewhere` says, as lists, computed in this process on `devices` of its devices.
+
+    The matrix `products` are computed as `gradcourse.experiments.precision.matrix_product` says.
+    """
     mesh = Mesh(np.asarray(jax.devices()[:devices]), ("seed",))
     x = _digits()[0][:100]
     norms, slopes = [], []
     drawn = {depth: _drawn(depth) for depth in DEPTHS}
     for activation, scale, depth in product(activations, INITS.values(), DEPTHS):
         network = mlp(64, [100] * depth, 10, activation=activation)
+        if products != "highest":
+            network = with_products(network, products)
         with jax.enable_x64(dtype == "float64"):
             stacked = jax.tree.map(lambda leaf, scale=scale: jnp.asarray(scale * leaf, dtype), drawn[depth])
             stacked = jax.device_put(stacked, NamedSharding(mesh, PartitionSpec("seed")))
@@ -450,12 +516,34 @@ _ONE_LINE = (
         )
     ),
 )
+_ESCAPE_ON_GPU = grid(platform=["gpu"], hidden=[1, 2, 3, 4, 5], seed=SEEDS)
 _SMOOTH = grid(hidden=[2, 3, 4, 5], rate=[0.5], seed=SEEDS, **_PLAIN, batch=[512])
 _MOVES = (
     *grid(hidden=[2, 3, 4, 5, 6], rate=[0.1], seed=SEEDS),
     *grid(hidden=[4], rate=[1.0, 3.0], seed=SEEDS, steps=[1000]),
 )
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+WIDER = (*WIDTHS, 4096, 8192)  # for a device that has the memory
+_STEPS: dict[str, tuple[Mapping[str, Any], ...]] = {
+    "cpu": grid(platform=["cpu"], width=WIDTHS, dtype=["float32", "float64"]),
+    "gpu": (
+        *grid(platform=["gpu"], width=WIDER, dtype=["float32"], products=["highest"]),
+        *grid(platform=["gpu"], width=WIDER[4:], dtype=["float32"], products=["default"]),
+        *grid(platform=["gpu"], width=WIDTHS, dtype=["float64"], products=["highest"]),
+    ),
+    "host": grid(platform=["cpu"], width=WIDTHS, dtype=["float32"]),
+}
+_WHERE = {"cpu": "", "gpu": ", on a GPU", "host": ", on the processor beside the GPU"}
+_ON_GPU: tuple[Mapping[str, Any], ...] = tuple(
+    {"platform": "gpu", "dtype": dtype, "products": products}
+    for dtype, products in (
+        ("float32", "highest"),
+        ("float64", "highest"),
+        ("float32", "default"),
+        ("float32", "tensorfloat32"),
+        ("float32", "bfloat16"),
+    )
+)
 _NETS: tuple[Mapping[str, Any], ...] = (
     *grid(net=[1, 2, 3, 4, 5], scheme=["their own"], seed=SEEDS),
     *grid(net=[4, 5], scheme=["sigmoid, standard"], seed=SEEDS),
@@ -468,6 +556,13 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         updates_to_escape,
         (*_FIXED, *_RATES, *_ONE_LINE),
         {"point": _FIXED[0]},
+    ),
+    Experiment(
+        "updates_to_escape_gpu",
+        "updates that plain descent needs for a mean loss below 1 on digits, by depth, on a GPU",
+        escape_on,
+        _ESCAPE_ON_GPU,
+        {"point": _ESCAPE_ON_GPU[0], "platform": "cpu"},
     ),
     Experiment(
         "smooth_descent",
@@ -492,13 +587,13 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     *(
         Experiment(
-            f"step_seconds_{platform}",
-            "seconds per update of five sigmoid layers, by width",
+            f"step_seconds_{place}",
+            f"seconds per update of five sigmoid layers, by width{_WHERE[place]}",
             step_seconds,
-            grid(platform=[platform], width=WIDTHS, dtype=["float32", "float64"]),
-            {"point": {"platform": platform, "width": 16, "dtype": "float32"}, "rounds": 0},
+            points,
+            {"point": points[0], "rounds": 0},
         )
-        for platform in ("cpu", "gpu")
+        for place, points in _STEPS.items()
     ),
     Experiment(
         "profile_elsewhere",
@@ -506,6 +601,13 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         profile_elsewhere,
         grid(setting=list(SETTINGS)),
         {"point": {"setting": "float32"}, "activations": ["sigmoid"]},
+    ),
+    Experiment(
+        "profile_gpu",
+        "profiles of the same random networks, computed in five ways on a GPU",
+        profile_on,
+        _ON_GPU,
+        {"point": _ON_GPU[0], "platform": "cpu", "activations": ["sigmoid"], "draws": False},
     ),
     Experiment(
         "record_nets",

@@ -1,0 +1,627 @@
+"""The layers of anybody's model, found in the program that JAX makes of it.
+
+A model is whatever computes a loss from a pytree of parameters. JAX turns it into a *jaxpr*, a list of primitive
+operations, and there a layer is easy to tell: it is where parameters meet the data. A product or a convolution with a
+parameter opens a layer; a bias added to its result belongs to it, and so does whatever other parameter of the same
+module follows; the elementwise operations on that alone are its activation. So nothing has to be known of the library
+that the model was written with, and nothing in the model is changed: its program is run once more, with a probe
+(`gradcourse.probes`) at every layer's activation.
+
+Functions under `jit` and `checkpoint` are looked into, and so are scans, of which every turn is a layer of its own.
+Branches (`cond`), `while` loops and functions with derivatives of their own (`custom_vjp`) are not: one of these that
+is given parameters and data is a layer as a whole. A call of `probe` in the model is a place that is looked at, too.
+
+>>> import jax, jax.numpy as jnp
+>>> def loss(params, x):
+...     h = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
+...     return jnp.sum(h @ params["readout"])
+>>> params = {"first": {"bias": jnp.ones((1, 3)), "kernel": jnp.ones((2, 3))}, "readout": jnp.ones((3, 1))}
+>>> [layer.name for layer in traced_program(loss, params, (jnp.ones((5, 2)),)).layers]
+['first', 'readout']
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+
+from gradcourse.checks import is_from
+from gradcourse.probes import Probe, probe
+
+__all__ = ["FoundLayer", "Look", "Program", "parameter_paths", "traced_program"]
+
+PRODUCTS = {"dot_general", "conv_general_dilated", "ragged_dot_general"}
+RESHAPES = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "rev", "convert_element_type", "copy", "name"}
+ELEMENTWISE = {
+    "abs", "add", "add_any", "and", "atan", "atan2", "cbrt", "clamp", "convert_element_type", "copy", "cos", "cosh",
+    "div", "eq", "erf", "erfc", "exp", "exp2", "expm1", "ge", "gt", "integer_pow", "le", "log", "log1p", "logistic",
+    "lt", "max", "min", "mul", "name", "ne", "neg", "not", "or", "pow", "rsqrt", "select_n", "sign", "sin", "sinh",
+    "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
+}  # fmt: skip
+CALLS = {"jit", "pjit", "closed_call", "core_call"}
+CHECKPOINTS = {"checkpoint", "remat", "remat2"}
+CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
+OPAQUE = {*CUSTOM, "cond", "while"}
+RANDOM = ("random_", "threefry", "rng_")  # how primitives are called whose results are data, not constants
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the leaf of a parameter pytree is called, and how many scans have taken slices of it."""
+
+    path: str
+    sliced: int = 0
+
+
+# What a value depends on: nothing (None), parameters alone, or data (True).
+Role = None | frozenset[_Given] | bool
+
+
+@dataclass(frozen=True)
+class FoundLayer:
+    """A layer of the program, or a place that the model's own probe looks at.
+
+    - `name`: the path of its module in the parameter pytree, or of its first parameter, or of the probe;
+    - `parameters`: the paths of its parameters, none for a probe; `weights`: those that multiply, and are not added;
+    - `sliced`: those of which every turn of the scans takes its own slice;
+    - `shape`, `dtype`: of its activation, in one turn;
+    - `turns`: how often the scans round it turn, outermost first;
+    - `units`: the axes of the activation along which its units lie;
+    - `is_product`: whether it is a product with a parameter, not a scale, a shift or a table.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    weights: frozenset[str]
+    sliced: frozenset[str]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    turns: tuple[int, ...]
+    units: tuple[int, ...]
+    is_product: bool
+
+
+@dataclass(frozen=True)
+class Look:
+    """What there is to see of a layer while the program runs.
+
+    - `value`: its activation; `preactivation` and `activation`, the function that leads from there to the value;
+    - `input` and `layer`, the function that leads from there to the value; both `None` where it is no product.
+    """
+
+    value: Any
+    preactivation: Any
+    activation: Callable[[Any], Any]
+    input: Any
+    layer: Callable[[Any], Any] | None
+
+
+@dataclass
+class _Site:
+    """A layer while it is being found; variables and indices of equations are those of its own jaxpr."""
+
+    given: dict[str, _Given]
+    kind: str  # "product", "elementwise" or "probe"
+    at: Any  # the variable that holds the pre-activation
+    met: int  # the equation where parameters and data have met last
+    weights: set[str] = field(default_factory=set)
+    input: Any = None
+    out: Any = None
+    activation: list[int] = field(default_factory=list)  # equations from `at` to `out`
+    layer: list[int] = field(default_factory=list)  # equations from `input` to `out`
+    units: tuple[int, ...] = ()
+    name: str = ""
+    index: int = -1
+
+
+@dataclass
+class _Plan:
+    """The layers in one jaxpr, and the plans of the scans and checkpoints in it."""
+
+    closed: Any
+    sites: list[_Site] = field(default_factory=list)
+    inner: dict[int, "_Plan"] = field(default_factory=dict)
+    turns: tuple[int, ...] = ()  # of the scan whose body this is
+    reverse: tuple[bool, ...] = ()  # whether it runs from the last
+
+    def all(self, turns: tuple[int, ...] = ()) -> Iterable[tuple[_Site, tuple[int, ...]]]:
+        """Yields every site in the order of the program, with the turns of the scans round it."""
+        turns = (*turns, *self.turns)
+        found: list[Any] = [(site.met, [(site, turns)]) for site in self.sites]
+        found += [(index, plan.all(turns)) for index, plan in self.inner.items()]
+        for _, sites in sorted(found, key=lambda one: one[0]):
+            yield from sites
+
+
+# ---- Finding
+
+
+def _is_params(role: Role) -> bool:
+    return isinstance(role, frozenset)
+
+
+def _joined(roles: Iterable[Role]) -> Role:
+    known = [role for role in roles if role is not None]
+    if any(role is True for role in known):
+        return True
+    return frozenset[_Given]().union(*known) if known else None  # type: ignore[arg-type]
+
+
+def _variables(atoms: Iterable[Any]) -> list[Any]:
+    return [atom for atom in atoms if not isinstance(atom, core.Literal)]
+
+
+def _flat(closed: Any) -> Any:
+    """The closed jaxpr with all calls of jitted functions written out, and without what its results do not need."""
+
+    def evaluate(closed: Any, values: Sequence[Any]) -> list[Any]:
+        jaxpr = closed.jaxpr
+        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *values], strict=True))
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name in CALLS:
+                results = evaluate(_called(eqn), [read(atom) for atom in eqn.invars])
+            else:
+                results = _results(eqn, read)
+            env |= dict(zip(eqn.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    flat = jax.make_jaxpr(lambda *values: evaluate(closed, values))(*closed.in_avals)
+    wanted, kept = set(_variables(flat.jaxpr.outvars)), []
+    for eqn in reversed(flat.jaxpr.eqns):  # what the results do not need, such as a gradient handed out beside a loss
+        if eqn.effects or not wanted.isdisjoint(eqn.outvars):
+            wanted |= set(_variables(eqn.invars))
+            kept.append(eqn)
+    return core.ClosedJaxpr(flat.jaxpr.replace(eqns=kept[::-1]), flat.consts)
+
+
+def _called(eqn: Any) -> Any:
+    """The closed jaxpr of the function that an equation calls."""
+    params = eqn.params
+    inner = next(params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in params)
+    return inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
+
+
+def _find(closed: Any, roles_in: Sequence[Role], constants: Role) -> tuple[list[Role], _Plan]:
+    """The plan of a jaxpr, given what its inputs depend on, and what its results depend on."""
+    plan = _Plan(_flat(closed))
+    jaxpr = plan.closed.jaxpr
+    roles: dict[Any, Role] = dict.fromkeys(jaxpr.constvars, constants)
+    roles.update(zip(jaxpr.invars, roles_in, strict=True))
+    ends: dict[Any, _Site] = {}  # variables that are a layer's pre-activation so far, reshaped or not
+    below: dict[Any, frozenset[int]] = {}  # the sites that a variable depends on
+
+    def role(atom: Any) -> Role:
+        return None if isinstance(atom, core.Literal) else roles.get(atom)
+
+    for index, eqn in enumerate(jaxpr.eqns):
+        given, name = [role(atom) for atom in eqn.invars], eqn.primitive.name
+        results = [True if name.startswith(RANDOM) else _joined(given)] * len(eqn.outvars)
+        if name in CHECKPOINTS or name == "scan":
+            results, inner = _find_inner(eqn, given)
+            if any(True for _ in inner.all()):
+                plan.inner[index] = inner
+        roles |= dict(zip(eqn.outvars, results, strict=True))
+        below |= dict.fromkeys(eqn.outvars, frozenset().union(*(below.get(a, ()) for a in _variables(eqn.invars))))
+        data = [atom for atom, one in zip(eqn.invars, given, strict=True) if one is True]
+        params = _joined(one for one in given if _is_params(one))
+        if name == "custom_vjp_call" and (path := _probed(given)) is not None:
+            for atom, out in zip(eqn.invars, eqn.outvars, strict=False):
+                roles[out] = role(atom)
+            if role(eqn.invars[0]) is True:
+                plan.sites.append(_Site({}, "probe", eqn.outvars[0], index, name=f"probe {path}"))
+        elif len(eqn.outvars) == 1 and data and isinstance(params, frozenset) and index not in plan.inner:
+            _meet(plan, ends, below, index, data, params)
+        elif name in RESHAPES and len(data) == 1 and data[0] in ends:
+            ends[eqn.outvars[0]] = ends[data[0]]
+    for site in plan.sites:
+        _complete(plan, site, role)
+    return [role(atom) for atom in jaxpr.outvars], plan
+
+
+def _meet(
+    plan: _Plan,
+    ends: dict[Any, _Site],
+    below: dict[Any, frozenset[int]],
+    index: int,
+    data: list[Any],
+    params: frozenset[_Given],
+) -> None:
+    """In this equation parameters meet data: a layer begins, or goes on."""
+    eqn = plan.closed.jaxpr.eqns[index]
+    name, out = eqn.primitive.name, eqn.outvars[0]
+    is_table = name == "gather" and jnp.issubdtype(data[0].aval.dtype, jnp.integer)
+    if not (name in PRODUCTS or name in ELEMENTWISE or name in OPAQUE or is_table):
+        return
+    if not jnp.issubdtype(out.aval.dtype, jnp.floating) or not out.aval.shape:
+        return  # a penalty on the parameters, added to the loss, is no layer
+    paths = {one.path: one for one in sorted(params, key=lambda one: one.path)}
+    owner = None
+    if name in ELEMENTWISE:
+        if name in ("add", "sub"):  # a bias
+            owner = next((ends[atom] for atom in data if atom in ends), None)
+        if owner is None and (module := _module(paths)):
+            reached = sorted(frozenset().union(*(below.get(atom, ()) for atom in data)), reverse=True)
+            owner = next((plan.sites[i] for i in reached if _module(plan.sites[i].given) == module), None)
+    if owner is None:
+        is_product = name not in ELEMENTWISE and not is_table
+        floating = [atom for atom in data if jnp.issubdtype(atom.aval.dtype, jnp.floating)]
+        owner = _Site(paths, "product" if is_product else "elementwise", out, index)
+        owner.input = floating[0] if is_product and floating else None
+        plan.sites.append(owner)
+    else:
+        owner.given = owner.given | paths
+        owner.at, owner.met = out, index
+    if name not in ("add", "sub"):
+        owner.weights |= set(paths)
+    for atom in [key for key, site in ends.items() if site is owner]:
+        del ends[atom]
+    ends[out] = owner
+    below[out] = below[out] | {next(i for i, site in enumerate(plan.sites) if site is owner)}
+
+
+def _complete(plan: _Plan, site: _Site, role: Callable[[Any], Role]) -> None:
+    """Finds the layer's activation: the elementwise operations on the pre-activation alone, up to the last in use."""
+    eqns = plan.closed.jaxpr.eqns
+    starts = {other.at for other in plan.sites if other is not site}
+    if site.kind == "elementwise":
+        users = [eqn for eqn in eqns if site.at in _variables(eqn.invars)]
+        if len(users) == 1 and users[0].primitive.name == "mul":
+            factors = [atom for atom in users[0].invars if atom is not site.at and role(atom) is True]
+            if factors and users[0].outvars[0] not in starts:
+                site.at = users[0].outvars[0]  # a normalisation whose scale has met the statistics first
+    if site.kind == "probe":
+        site.out = site.at
+        return
+    inside, own = {site.at}, []
+    for index, eqn in enumerate(eqns):
+        data = [atom for atom in _variables(eqn.invars) if role(atom) is True]
+        if not data or not inside.issuperset(data) or index in plan.inner or starts & set(eqn.outvars):
+            continue
+        if _is_elementwise(eqn) and all(out.aval.shape == site.at.aval.shape for out in eqn.outvars):
+            inside |= set(eqn.outvars)
+            own.append(index)
+    # A square that ends it is part of a loss or of a variance.
+    further = {atom for index in own for atom in _variables(eqns[index].invars)}
+    own = [index for index in own if not (_is_square(eqns[index]) and further.isdisjoint(eqns[index].outvars))]
+    elsewhere = set(_variables(plan.closed.jaxpr.outvars))
+    for index in set(range(len(eqns))) - set(own):
+        elsewhere |= set(_variables(eqns[index].invars))
+    results = [
+        out
+        for index in own
+        for out in eqns[index].outvars
+        if out in elsewhere and jnp.issubdtype(out.aval.dtype, jnp.floating)
+    ]
+    site.out = results[-1] if results else site.at
+    site.activation = _path(eqns, site.at, site.out)
+    if site.input is not None:
+        site.layer = _path(eqns, site.input, site.out)
+    site.units = _unit_axes(eqns, site, role)
+
+
+def _find_inner(eqn: Any, given: Sequence[Role]) -> tuple[list[Role], _Plan]:
+    """What a scan's or a checkpointed function's results depend on, and its plan."""
+    if eqn.primitive.name != "scan":
+        return _find(_called(eqn), given, None)
+    consts, carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    known = list(given)
+    for position in range(consts + carry, len(known)):
+        if isinstance(each := known[position], frozenset):
+            known[position] = frozenset(_Given(one.path, one.sliced + 1) for one in each)
+    while True:  # until the carry's roles no longer change
+        roles, plan = _find(eqn.params["jaxpr"], known, None)
+        after = [_joined(pair) for pair in zip(known[consts : consts + carry], roles[:carry], strict=True)]
+        if after == known[consts : consts + carry]:
+            plan.turns, plan.reverse = (eqn.params["length"],), (eqn.params["reverse"],)
+            return roles, plan
+        known[consts : consts + carry] = after
+
+
+def _path(eqns: Sequence[Any], source: Any, target: Any) -> list[int]:
+    """The equations, in order, by which `target` comes about from `source`, all else given."""
+    reached, forward = {source}, []
+    for index, eqn in enumerate(eqns):
+        if source not in eqn.outvars and not reached.isdisjoint(_variables(eqn.invars)):
+            reached |= set(eqn.outvars)
+            forward.append(index)
+    wanted, needed = {target} - {source}, []
+    for index in reversed(forward):
+        if not wanted.isdisjoint(eqns[index].outvars):
+            wanted |= set(_variables(eqns[index].invars))
+            needed.append(index)
+    return needed[::-1]
+
+
+def _probed(roles: Sequence[Role]) -> str | None:
+    """The path of the model's own probe if these are the roles of what `probe` is given, else `None`."""
+    paths = [one.path for role in roles if isinstance(role, frozenset) for one in role]
+    if len(paths) == 3 and all(path.startswith(PROBES) for path in paths):
+        return paths[0].removeprefix(PROBES).rpartition(".")[0] or "0"
+    return None
+
+
+PROBES = "probes of the model."  # before the paths of the dummies that the model's own probes are given
+
+
+def _is_square(eqn: Any) -> bool:
+    return eqn.primitive.name == "square" or (eqn.primitive.name == "integer_pow" and eqn.params["y"] == 2)
+
+
+def _is_elementwise(eqn: Any) -> bool:
+    name = eqn.primitive.name
+    if name in CUSTOM or name in CALLS:
+        return all(_is_elementwise(one) for one in _called(eqn).jaxpr.eqns)
+    return name in ELEMENTWISE or (name in RESHAPES and eqn.invars[0].aval.shape == eqn.outvars[0].aval.shape)
+
+
+def _module(paths: Iterable[str]) -> str:
+    """The path of the module that all the parameters are in; nothing for parameters without one, or of several."""
+    modules = {path.rpartition(".")[0] for path in paths}
+    return modules.pop() if len(modules) == 1 else ""
+
+
+def _unit_axes(eqns: Sequence[Any], site: _Site, role: Callable[[Any], Role]) -> tuple[int, ...]:
+    """The axes of the pre-activation along which the layer's units lie: those of its parameters."""
+    made = {out: eqn for eqn in eqns for out in eqn.outvars}
+    shape = site.at.aval.shape
+    eqn, chain = made[site.at], []
+    while eqn.primitive.name in RESHAPES:
+        chain.append(eqn)
+        eqn = made[eqn.invars[0]]
+    params = [atom for atom in _variables(eqn.invars) if _is_params(role(atom))]
+    if eqn.primitive.name in ELEMENTWISE and params:
+        root, reshapes = params[-1], []
+        while root in made and made[root].primitive.name in RESHAPES:
+            reshapes.append(made[root])
+            root = made[root].invars[0]
+        numbers = np.arange(np.prod(root.aval.shape, dtype=int)).reshape(root.aval.shape)
+        for one in reversed(reshapes):
+            numbers = _reshaped(one, numbers)
+    elif eqn.primitive.name == "dot_general" and params:
+        (lhs, _), (lhs_batch, _) = eqn.params["dimension_numbers"]
+        batch = len(lhs_batch)
+        free = len(eqn.invars[0].aval.shape) - len(lhs) - batch
+        rank = len(eqn.outvars[0].aval.shape)
+        own = range(batch, batch + free) if params[0] is eqn.invars[0] else range(batch + free, rank)
+        axes = [*range(batch), *own]
+        numbers = _numbered(eqn.outvars[0].aval.shape, axes)
+    elif eqn.primitive.name == "conv_general_dilated":
+        numbers = _numbered(eqn.outvars[0].aval.shape, [eqn.params["dimension_numbers"].out_spec[1]])
+    else:
+        return (len(shape) - 1,)
+    for one in reversed(chain):
+        numbers = _reshaped(one, numbers)
+    numbers = np.broadcast_to(numbers, shape)
+    return tuple(axis for axis in range(numbers.ndim) if (numbers.max(axis) != numbers.min(axis)).any()) or (
+        len(shape) - 1,
+    )
+
+
+def _numbered(shape: tuple[int, ...], axes: Sequence[int]) -> np.ndarray:
+    """An array of the shape whose entries count along these axes."""
+    sizes = [shape[axis] for axis in axes]
+    return np.broadcast_to(
+        np.arange(np.prod(sizes, dtype=int)).reshape([size if axis in axes else 1 for axis, size in enumerate(shape)]),
+        shape,
+    )
+
+
+def _reshaped(eqn: Any, array: np.ndarray) -> np.ndarray:
+    """What one of the `RESHAPES` makes of an array."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "transpose":
+        return array.transpose(params["permutation"])
+    if name == "broadcast_in_dim":
+        shape = [1] * len(params["shape"])
+        for axis, size in zip(params["broadcast_dimensions"], array.shape, strict=True):
+            shape[axis] = size
+        return np.broadcast_to(array.reshape(shape), params["shape"])
+    if name in ("reshape", "squeeze"):
+        return array.reshape(eqn.outvars[0].aval.shape)
+    return np.flip(array, params["dimensions"]) if name == "rev" else array
+
+
+def parameter_paths(params: Any) -> list[str]:
+    """Returns the path of every leaf of a parameter pytree: its keys, joined by dots.
+
+    >>> parameter_paths({"dense": [jnp.ones(1), jnp.ones(2)]})
+    ['dense.0', 'dense.1']
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if is_from("flax", params):  # each array is the `value` of a variable
+        paths = [path[:-1] for path in paths]
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
+
+
+def _layers(plan: _Plan, shapes: Mapping[str, tuple[int, ...]]) -> tuple[FoundLayer, ...]:
+    """The layers in the order of the program; every site gets its index among them."""
+    found = list(plan.all())
+    firsts: dict[str, set[str]] = {}
+    for site, _ in found:
+        firsts.setdefault(_module(site.given), set()).update([*site.given][:1])
+    layers: list[FoundLayer] = []
+    uses: dict[str, int] = {}
+    for site, turns in found:
+        module = _module(site.given)
+        name = site.name or (module if module and len(firsts[module]) == 1 else next(iter(site.given))) or "params"
+        uses[name] = uses.get(name, 0) + 1
+        site.index = len(layers)
+        out = site.out.aval
+        layers.append(
+            FoundLayer(
+                name if uses[name] == 1 else f"{name} (use {uses[name]})",
+                tuple(site.given),
+                frozenset(site.weights),
+                frozenset(
+                    path
+                    for path, one in site.given.items()
+                    if turns and one.sliced == len(turns) and shapes[path][: len(turns)] == turns
+                ),
+                tuple(out.shape),
+                np.dtype(out.dtype),
+                turns,
+                site.units,
+                site.kind == "product",
+            )
+        )
+    return tuple(layers)
+
+
+def _order(plan: _Plan) -> Iterable[tuple[int, tuple[int, ...]]]:
+    found: list[Any] = [(site.met, site) for site in plan.sites] + list(plan.inner.items())
+    for _, one in sorted(found, key=lambda pair: pair[0]):
+        if isinstance(one, _Site):
+            yield one.index, ()
+            continue
+        turns = [(turn,) for turn in range(*one.turns)] if one.turns else [()]
+        for turn in reversed(turns) if one.reverse == (True,) else turns:
+            yield from ((index, (*turn, *inner)) for index, inner in _order(one))
+
+
+# ---- Running
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function of a parameter pytree and a batch as a program whose layers are known."""
+
+    layers: tuple[FoundLayer, ...]
+    plan: _Plan
+    out_tree: Any
+
+    def order(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Returns every layer's index and turn, in the order in which the program comes to them."""
+        return list(_order(self.plan))
+
+    def probes(self) -> list[Probe]:
+        """Returns fresh probes, one per layer, of the shape `turns`."""
+        return [Probe.zeros(*layer.turns) for layer in self.layers]
+
+    def run(
+        self, arguments: Any, given: Sequence[tuple[Probe, Any]], observe: Callable[[int, Look, Any], Any]
+    ) -> tuple[Any, dict[int, Any]]:
+        """Returns the function's result, and what `observe(layer, look, extra)` has returned for every layer.
+
+        `arguments` are those that the function was traced with. `given` holds, per layer, a probe and anything extra
+        for `observe`, both with the axes `turns` in front; so do the observations have them.
+        """
+        leaves = jax.tree.leaves(arguments)
+        outs, seen = _run(self.plan, leaves, dict(enumerate(given)), observe)
+        return jax.tree.unflatten(self.out_tree, outs), seen
+
+
+def traced_program(
+    function: Callable[..., Any], params: Any, batch: tuple[Any, ...] = (), probes: Any = None
+) -> Program:
+    """Returns the program of `function(params, *batch)`, with its layers found.
+
+    With `probes`, the dummies of a model that calls `gradcourse.probes.probe` itself, it is
+    `function(params, probes, *batch)`. Without a batch, whatever the function closes over is taken for data.
+    """
+    arguments = (params, *(() if probes is None else (probes,)), *batch)
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    roles: list[Role] = [frozenset([_Given(path)]) for path in parameter_paths(params)]
+    if probes is not None:
+        roles += [frozenset([_Given(PROBES + path)]) for path in parameter_paths(probes)]
+    count = len(jax.tree.leaves(batch))
+    _, plan = _find(closed, [*roles, *[True] * count], None if count else True)
+    shapes = dict(zip(parameter_paths(params), map(jnp.shape, jax.tree.leaves(params)), strict=True))
+    return Program(_layers(plan, shapes), plan, jax.tree.structure(shape))
+
+
+def _run(plan: _Plan, values: Any, given: Mapping[int, Any], observe: Any) -> tuple[list[Any], dict[int, Any]]:
+    jaxpr = plan.closed.jaxpr
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*plan.closed.consts, *values], strict=True))
+    sites: dict[Any, list[_Site]] = {}
+    for site in plan.sites:
+        sites.setdefault(site.out, []).append(site)
+    seen: dict[int, Any] = {}
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+    for index, eqn in enumerate(jaxpr.eqns):
+        if index in plan.inner:
+            results, more = _run_inner(eqn, [read(a) for a in eqn.invars], plan.inner[index], given, observe)
+            seen |= more
+        else:
+            results = _results(eqn, read)
+        for variable, value in zip(eqn.outvars, results, strict=True):
+            for site in sites.get(variable, ()):
+                mine, extra = given[site.index]
+                seen[site.index] = observe(site.index, _look(jaxpr, site, env, value), extra)
+                value = probe(value, mine)
+            env[variable] = value
+    return [read(atom) for atom in jaxpr.outvars], seen
+
+
+def _look(jaxpr: Any, site: _Site, env: Mapping[Any, Any], value: Any) -> Look:
+    """What `observe` is shown; nothing of it reaches the loss."""
+
+    def known(atom: Any) -> Any:
+        one = value if atom is site.out else atom.val if isinstance(atom, core.Literal) else env[atom]
+        return lax.stop_gradient(one) if jnp.issubdtype(jnp.result_type(one), jnp.inexact) else one
+
+    def replayed(source: Any, indices: Sequence[int]) -> Callable[[Any], Any]:
+        def function(start: Any) -> Any:
+            local = {source: start}
+
+            def read(atom: Any) -> Any:
+                return local[atom] if not isinstance(atom, core.Literal) and atom in local else known(atom)
+
+            for index in indices:
+                eqn = jaxpr.eqns[index]
+                local |= dict(zip(eqn.outvars, _results(eqn, read), strict=True))
+            return local[site.out]
+
+        return function
+
+    layer, source = (replayed(site.input, site.layer), known(site.input)) if site.layer else (None, None)
+    return Look(known(site.out), known(site.at), replayed(site.at, site.activation), source, layer)
+
+
+def _run_inner(eqn: Any, values: Any, plan: _Plan, given: Mapping[int, Any], observe: Any) -> Any:
+    mine = {site.index: given[site.index] for site, _ in plan.all()}
+    params = eqn.params
+    if eqn.primitive.name != "scan":
+        body = lambda values, mine: _run(plan, values, mine, observe)  # noqa: E731
+        return jax.checkpoint(body, prevent_cse=params["prevent_cse"], policy=params["policy"])(values, mine)
+    consts, carry = params["num_consts"], params["num_carry"]
+
+    def turn(state: Any, slices: Any) -> Any:
+        xs, mine = slices
+        results, seen = _run(plan, [*values[:consts], *state, *xs], mine, observe)
+        return results[:carry], (results[carry:], seen)
+
+    state, (ys, seen) = lax.scan(
+        turn,
+        values[consts : consts + carry],
+        (values[consts + carry :], mine),
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    return [*state, *ys], seen
+
+
+def _results(eqn: Any, read: Callable[[Any], Any]) -> list[Any]:
+    """The results of one equation: those of a program that consists of it."""
+    needed = list(dict.fromkeys(_variables(eqn.invars)))
+    alone = _nothing().replace(invars=needed, outvars=eqn.outvars, eqns=[eqn])
+    return jax.core.eval_jaxpr(alone, (), *map(read, needed))
+
+
+@cache
+def _nothing() -> Any:
+    """An empty program, to be filled: JAX wants every jaxpr to say what function it comes from."""
+    return jax.make_jaxpr(lambda: ())().jaxpr
