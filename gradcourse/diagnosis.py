@@ -17,13 +17,13 @@ batch, and judges them by rules with thresholds (`gradcourse.findings`). The mod
 >>> [finding.kind for finding in report.findings]
 ['vanishing']
 >>> print(f"{report.slope:.2f} decades per layer")
-0.70 decades per layer
+0.72 decades per layer
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from math import inf, isfinite, nan, prod
-from typing import Any
+from math import inf, isfinite, log10, nan, prod
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ from gradcourse.units import activation_statistics
 
 __all__ = ["diagnose"]
 
+LOG10_OF_2 = log10(2)
 MARGIN = 10  # binary digits that the scaled gradient stays below overflow
 
 
@@ -100,19 +101,23 @@ def diagnose(
             loss = lambda outputs, labels: jax.vmap(per_example)(outputs, labels).mean()  # noqa: E731
             model_or_loss = model_or_loss.apply
     form = as_loss(model_or_loss, params, batch, loss, probes, key)
-    program = traced_program(form.loss, form.trainable, form.batch, probes)
+    program = traced_program(form.loss, form.trainable, form.given, probed=probes is not None)
+    paths = parameter_paths(form.trainable)
     if not any(layer.parameters for layer in program.layers):
         raise ValueError(
-            f"no layer was found in {getattr(model_or_loss, '__name__', 'the model')}: its parameters, "
-            f"{parameter_paths(form.trainable)[:5]}, meet the batch in no product. Give the data as batch=, and the "
-            "parameters as params=, not the other way round."
+            f"no layer was found in {getattr(model_or_loss, '__name__', 'the model')}: its parameters, {paths[:5]}, "
+            "meet the batch in no product. Give the data as batch=, and the parameters as params=, not the other way "
+            "round."
         )
-    measured = _measured(program, form, probes, optimizer, optimizer_state, directions, key)
-    rows = [_row(program.layers[index], turn, measured[index]) for index, turn in program.order()]
+    measured = _measure(program, form, directions, key)
+    updates = None
+    if optimizer is not None:
+        state = optimizer.init(form.trainable) if optimizer_state is None else optimizer_state
+        updates, _ = optimizer.update(measured.gradient, state, form.trainable)
+    rows = _rows(program, form.trainable, measured, updates)
     placed = {path for layer in program.layers for path in layer.parameters}
-    elsewhere = tuple(path for path in parameter_paths(form.trainable) if path not in placed)
-    sound = all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(form.batch) if _is_float(leaf))
-    return _report(rows, float(measured["loss"]), sound, elsewhere)
+    sound = all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(form.given) if _is_floating(leaf))
+    return _report(rows, float(measured.loss), bool(sound), tuple(path for path in paths if path not in placed))
 
 
 def _report(rows: list[LayerReport], loss: float, sound: bool, elsewhere: tuple[str, ...]) -> Report:
@@ -120,78 +125,61 @@ def _report(rows: list[LayerReport], loss: float, sound: bool, elsewhere: tuple[
     return Report(tuple(rows), findings_of(rows, loss, sound), loss, slope, (low, high), elsewhere)
 
 
-def _measured(
-    program: Program, form: Form, probes: Any, optimizer: Any, state: Any, directions: int, key: Any
-) -> dict[Any, Any]:
-    """Per layer, by its index, everything that was measured of it, as arrays with the axes of its turns; the loss."""
-    extra = () if probes is None else (probes,)
-    paths = parameter_paths(form.trainable)
+# ---- Measuring
+
+
+class _Measured(NamedTuple):
+    """What one forward and backward pass has found; per layer, arrays have the axes of its turns.
+
+    - `seen`: per layer, what was seen of its activation on the way forward;
+    - `norms`: per layer, log2 of the norm of the gradient, of its activation and of its parameters, as autodiff has
+      them; `true`: the same by way of a scaled loss, where less underflows.
+    """
+
+    loss: Any
+    gradient: Any
+    seen: Any
+    norms: list[tuple[Any, Any]]
+    true: list[tuple[Any, Any]]
+
+
+def _measure(program: Program, form: Form, directions: int, key: Any) -> _Measured:
     keys = [
         jax.random.split(one, layer.turns) if layer.turns else one
         for one, layer in zip(jax.random.split(key, len(program.layers)), program.layers, strict=True)
     ]
 
     def observe(index: int, look: Look, key: Any) -> dict[str, Any]:
-        layer = program.layers[index]
-        found = activation_statistics(look.preactivation, look.activation, look.value, layer.units)
-        if layer.is_product and look.layer is not None:
-            found |= _gains(look.layer, look, directions, key)
-        return found
-
-    norms_of = jax.jit(partial(_parameter_norms, program, paths))
+        found = activation_statistics(look.preactivation, look.activation, look.value, program.layers[index].units)
+        return found if look.layer is None else found | _gains(look.layer, look, directions, key)
 
     # It runs twice, so it is compiled fast, and not to be fast.
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def gradients(trainable: Any, scale: Any, rest: Any) -> dict[str, Any]:
+    def differentiated(trainable: Any, scale: Any, given: Any) -> Any:
         def scaled(trainable: Any, dummies: Any) -> Any:
-            given = list(zip(dummies, keys, strict=True))
-            value, seen = program.run((trainable, *rest), given, observe)
+            value, seen = program.run((trainable, *given), list(zip(dummies, keys, strict=True)), observe)
             return value * scale.astype(value.dtype), (value, seen)
 
-        (_, (value, seen)), (gradient, found) = jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)(
-            trainable, program.probes()
-        )
-        return {"loss": value, "seen": seen, "gradient": gradient, "found": found, "parameters": norms_of(gradient)}
+        (_, results), gradients = jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)(trainable, program.probes())
+        return *results, *gradients, _squares_of(program, gradients[0])
 
-    rest = (*extra, *form.batch)
-    plain = gradients(form.trainable, jnp.float32(1), rest)
-    norms = _log2_norms(program, plain)
-    power, scaled = _scale(program, form, norms, plain["loss"].dtype), norms
+    def passed(power: int) -> _Measured:
+        scale = jnp.float32(2.0**power)
+        loss, seen, gradient, found, squares = differentiated(form.trainable, scale, form.given)
+        norms = [
+            (_log2_of_probe(one) - power, _log2(parts, layer.turns) - power)
+            for one, parts, layer in zip(found, squares, program.layers, strict=True)
+        ]
+        return _Measured(loss, gradient, seen, norms, norms)
+
+    plain = passed(0)
+    power = _room(program, form, plain)
     while power > 0:
-        scaled = _log2_norms(program, gradients(form.trainable, jnp.float32(2.0**power), rest))
+        scaled = passed(power).norms
         if all(np.all(values < inf) for pair in scaled for values in pair):
-            break
+            return plain._replace(true=scaled)
         power //= 2
-    else:
-        scaled = norms
-    weights = norms_of(form.trainable)
-    updates = None
-    if optimizer is not None:
-        state = optimizer.init(form.trainable) if state is None else state
-        moved, _ = optimizer.update(plain["gradient"], state, form.trainable)
-        updates = norms_of(moved)
-    leaves = dict(zip(paths, zip(*map(jax.tree.leaves, (form.trainable, plain["gradient"])), strict=True), strict=True))
-    result: dict[Any, Any] = {"loss": plain["loss"]}
-    for index, layer in enumerate(program.layers):
-        true = [one - power for one in scaled[index]]
-        weight = _log2(weights[index], layer.turns)
-        result[index] = {
-            **{name: np.asarray(values, np.float64) for name, values in plain["seen"][index].items()},
-            "activation": true[0],
-            "parameter": true[1],
-            "lost": np.maximum(*(_lost(*pair) for pair in zip(norms[index], true, strict=True))),
-            "ratio": np.full(layer.turns, nan),
-            "sound_weights": weight < inf,
-            "waiting": any(not np.any(leaves[path][0]) and np.any(leaves[path][1]) for path in layer.weights),
-            "count": sum(
-                prod(leaves[path][0].shape) // (prod(layer.turns) if path in layer.sliced else 1)
-                for path in layer.parameters
-            ),
-        }
-        if updates is not None:
-            with np.errstate(invalid="ignore", over="ignore"):
-                result[index]["ratio"] = np.exp2(_log2(updates[index], layer.turns) - weight)
-    return result
+    return plain
 
 
 def _gains(layer: Callable[[Any], Any], look: Look, directions: int, key: Any) -> dict[str, Any]:
@@ -209,9 +197,9 @@ def _gains(layer: Callable[[Any], Any], look: Look, directions: int, key: Any) -
     return {"gain": gains.mean(), "gain_error": error}
 
 
-def _parameter_norms(program: Program, paths: list[str], tree: Any) -> list[list[Scaled]]:
+def _squares_of(program: Program, tree: Any) -> list[list[Scaled]]:
     """Per layer and parameter, the squared norm: of every turn's slice, or of what all turns share."""
-    leaves = dict(zip(paths, jax.tree.leaves(tree), strict=True))
+    leaves = dict(zip(parameter_paths(tree), jax.tree.leaves(tree), strict=True))
 
     def of(leaf: Any, turns: int) -> Scaled:
         size, axes = jnp.abs(leaf), tuple(range(turns, leaf.ndim))
@@ -224,42 +212,70 @@ def _parameter_norms(program: Program, paths: list[str], tree: Any) -> list[list
     ]
 
 
-def _log2_norms(program: Program, measured: Mapping[str, Any]) -> list[tuple[Any, Any]]:
-    """Per layer, the binary logarithm of the gradient's norm, of the activation and of the parameters."""
-    found = [
-        profile([one] if not one.shape else one, axis=0).log10_norm / np.log10(2)
-        for one in _flattened(measured["found"])
-    ]
-    return [
-        (values.reshape(layer.turns), _log2(parts, layer.turns))
-        for values, layer, parts in zip(found, program.layers, measured["parameters"], strict=True)
-    ]
-
-
-def _flattened(found: list[Probe]) -> list[Probe]:
-    return [jax.tree.map(lambda leaf: leaf.reshape(-1), one) if one.shape else one for one in found]
-
-
-def _log2(parts: list[Scaled], turns: tuple[int, ...]) -> np.ndarray:
+def _log2(parts: list[Scaled], turns: tuple[int, ...]) -> Any:
     """The binary logarithm of the norm of all parts together, per turn."""
     whole = np.full(turns, -inf)
     for exponent, square in jax.device_get(parts):
         with np.errstate(divide="ignore", invalid="ignore"):
             one = np.asarray(exponent, np.float64) + np.log2(np.asarray(square, np.float64)) / 2
             whole = np.logaddexp2(2 * whole, 2 * one) / 2
-    return np.asarray(whole)
+    return whole
 
 
-def _scale(program: Program, form: Form, norms: list[tuple[Any, Any]], dtype: Any) -> int:
+def _log2_of_probe(found: Probe) -> Any:
+    """The binary logarithm of the norm that a layer's probe has found, per turn."""
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1), found)
+    return (profile(flat).log10_norm / LOG10_OF_2).reshape(found.shape)
+
+
+def _room(program: Program, form: Form, plain: _Measured) -> int:
     """The power of two that the loss can be multiplied by before anything overflows; 0 where something has already."""
-    largest = max(float(np.max(values, initial=-inf)) for pair in norms for values in pair)
+    largest = max(float(np.max(values, initial=-inf)) for pair in plain.norms for values in pair)
     if not isfinite(largest):
         return 0
-    formats = {layer.dtype for layer in program.layers} | {
-        jnp.result_type(one) for one in jax.tree.leaves(form.trainable)
-    }
+    formats = {layer.dtype for layer in program.layers} | {leaf.dtype for leaf in jax.tree.leaves(form.trainable)}
     room = min(jnp.finfo(one).maxexp for one in formats if jnp.issubdtype(one, jnp.floating))
-    return max(0, min(int(room - largest) - MARGIN, jnp.finfo(dtype).maxexp - 2, 125))
+    return max(0, min(int(room - largest) - MARGIN, jnp.finfo(plain.loss.dtype).maxexp - 2, 125))
+
+
+# ---- Rows
+
+
+def _rows(program: Program, trainable: Any, measured: _Measured, updates: Any) -> list[LayerReport]:
+    """A row per layer and turn, in the order of the program."""
+    squares_of = jax.jit(partial(_squares_of, program))
+    weights = squares_of(trainable)
+    moved = None if updates is None else squares_of(updates)
+    paths = parameter_paths(trainable)
+    leaves = dict(zip(paths, jax.tree.leaves(trainable), strict=True))
+    gradients = dict(zip(paths, jax.tree.leaves(measured.gradient), strict=True))
+    found: list[dict[str, Any]] = []
+    for index, layer in enumerate(program.layers):
+        weight = _log2(weights[index], layer.turns)
+        (activation, parameter), pairs = (
+            measured.true[index],
+            zip(measured.norms[index], measured.true[index], strict=True),
+        )
+        ratio = np.full(layer.turns, nan)
+        if moved is not None and layer.parameters:
+            with np.errstate(invalid="ignore", over="ignore"):
+                ratio = np.exp2(_log2(moved[index], layer.turns) - weight)
+        found.append(
+            {name: np.asarray(values, np.float64) for name, values in measured.seen[index].items()}
+            | {"activation": activation, "parameter": parameter, "lost": np.maximum(*(_lost(*pair) for pair in pairs))}
+            | {"ratio": ratio, "finite_parameters": weight < inf}
+        )
+    rows = []
+    for index, turn in program.order():
+        layer = program.layers[index]
+        waiting = any(not np.any(leaves[path]) and np.any(gradients[path]) for path in layer.weights)
+        count = sum(
+            leaves[path].size // (prod(layer.turns) if path in layer.sliced else 1) for path in layer.parameters
+        )
+        rows.append(
+            _row(layer, turn, {name: float(values[turn]) for name, values in found[index].items()}, count, waiting)
+        )
+    return rows
 
 
 def _lost(plain: Any, true: Any) -> Any:
@@ -269,39 +285,31 @@ def _lost(plain: Any, true: Any) -> Any:
     return np.where(np.isfinite(true), share, 0.0)
 
 
-def _row(layer: FoundLayer, turn: tuple[int, ...], measured: Mapping[str, Any]) -> LayerReport:
-    """The report of one layer in one turn of the scans round it."""
-
-    def of(name: str) -> float:
-        values = np.asarray(measured.get(name, nan))
-        return float(values[turn] if values.shape[: len(turn)] == layer.turns and turn else values)
-
-    has = bool(layer.parameters)
-    to_decades = np.log10(2)
+def _row(layer: FoundLayer, turn: tuple[int, ...], found: dict[str, float], count: int, waiting: bool) -> LayerReport:
     return LayerReport(
         name=layer.name + "".join(f"[{index}]" for index in turn),
         parameters=layer.parameters,
         shape=layer.shape,
         dtype=str(layer.dtype),
-        count=measured["count"],
-        mean=of("mean"),
-        deviation=of("deviation"),
-        saturated=of("saturated"),
-        dead=of("dead"),
-        silent=of("silent"),
-        log10_activation_gradient=of("activation") * to_decades,
-        log10_parameter_gradient=of("parameter") * to_decades if has else nan,
-        update_to_weight=of("ratio") if has else nan,
-        gain=of("gain"),
-        gain_error=of("gain_error"),
-        lost=of("lost"),
-        units=prod(layer.shape[axis] for axis in layer.units) if has else 0,
-        finite=bool(of("finite")),
-        finite_parameters=bool(of("sound_weights")),
+        count=count,
+        mean=found["mean"],
+        deviation=found["deviation"],
+        saturated=found["saturated"],
+        dead=found["dead"],
+        silent=found["silent"],
+        log10_activation_gradient=found["activation"] * LOG10_OF_2,
+        log10_parameter_gradient=found["parameter"] * LOG10_OF_2 if count else nan,
+        update_to_weight=found["ratio"],
+        gain=found.get("gain", nan),
+        gain_error=found.get("gain_error", nan),
+        lost=found["lost"],
+        units=prod(layer.shape[axis] for axis in layer.units) if count else 0,
+        finite=bool(found["finite"]),
+        finite_parameters=bool(found["finite_parameters"]),
         in_chain=layer.is_product,
-        waiting=bool(measured["waiting"]),
+        waiting=waiting,
     )
 
 
-def _is_float(leaf: Any) -> bool:
+def _is_floating(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

@@ -20,11 +20,14 @@ __all__ = ["Form", "as_loss"]
 
 
 class Form(NamedTuple):
-    """A model in one form: `loss(trainable, *batch)` is a scalar, `trainable` holds what can be differentiated."""
+    """A model in one form: `loss(trainable, *given)` is a scalar, `trainable` holds what can be differentiated.
+
+    `given` is the batch, after the dummies of the model's own probes if it has any.
+    """
 
     loss: Callable[..., Any]
     trainable: Any
-    batch: tuple[Any, ...]
+    given: tuple[Any, ...]
 
 
 def as_loss(
@@ -43,39 +46,34 @@ def as_loss(
             "function give the pytree that it takes first."
         )
     held = model_or_loss if is_module else params
-    trainable, rest, whole = _parted(held)
     batch = batch if isinstance(batch, tuple) else () if batch is None else (batch,)
-    if not batch and probes is None and is_module:
-        raise TypeError("batch=None is accepted for functions that close over their data; give batch=(inputs, labels).")
+    given = batch if probes is None else (probes, *batch)
+    is_model = is_module or loss is not None or _leaves_labels_over(model_or_loss, held, given)
+    if is_model and len(batch) < 2:
+        raise TypeError(
+            f"batch={_short(batch)} has no labels for a model's output; give batch=(inputs, labels), or "
+            "batch=(inputs, targets) with loss=."
+        )
+    if is_model and loss is None:
+        given = (*given[:-1], jax.tree.map(jnp.asarray, given[-1]))
+    call = model_or_loss
     if is_module:
         call = _per_example(key) if is_from("equinox", held) else lambda model, *inputs: model(*inputs)
-    else:
-        call = model_or_loss
-    is_model = is_module or loss is not None or _leaves_labels_over(model_or_loss, len(batch) + (probes is not None))
-    inputs, labels = (batch[:-1], batch[-1]) if is_model and batch else (batch, None)
-    if is_model and not inputs:
-        raise TypeError(
-            f"batch={_short(batch)} has no labels for a model's output; accepted is (inputs, labels), or "
-            "(inputs, targets) with loss=."
-        )
-    extra = () if probes is None else (probes,)
+    trainable, rest, whole = _parted(held)
 
-    def called(trainable: Any, rest: Any, batch: tuple[Any, ...]) -> Any:
-        given, end = (batch[:-1], batch[-1]) if is_model else (batch, None)
-        result = call(whole(trainable, rest), *given)
-        return _loss_of(result, end, loss) if is_model else _scalar_of(result)
+    def called(trainable: Any, rest: Any, given: tuple[Any, ...]) -> Any:
+        if is_model:
+            return _loss_of(call(whole(trainable, rest), *given[:-1]), given[-1], loss)
+        return _scalar_of(call(whole(trainable, rest), *given))
 
     # Flax lets a module's state change only where it has been put together: inside of one and the same `jit`.
     inside = jax.jit(called) if _is_nnx(held) else called
 
-    def evaluate(trainable: Any, *batch: Any) -> Any:
-        return inside(trainable, rest, batch)
+    def evaluate(trainable: Any, *given: Any) -> Any:
+        return inside(trainable, rest, given)
 
-    if labels is not None and loss is None:
-        labels = jax.tree.map(jnp.asarray, labels)
-    batch = (*inputs, labels) if is_model else batch
-    _try(evaluate, trainable, (*extra, *batch), model_or_loss)
-    return Form(evaluate, trainable, batch)
+    _try(evaluate, trainable, given, model_or_loss)
+    return Form(evaluate, trainable, given)
 
 
 # ---- Parameters
@@ -140,14 +138,25 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
         return {}
 
 
-def _leaves_labels_over(function: Any, count: int) -> bool:
-    """Whether the function takes the parameters and the batch without its last part: then it is a model."""
+def _leaves_labels_over(function: Any, params: Any, given: tuple[Any, ...]) -> bool:
+    """Whether the function takes the parameters and what is given without its last part: then it is a model."""
+    if len(given) < 2:
+        return False
     parameters = _parameters(function).values()
     positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    if not positional or any(one.kind is one.VAR_POSITIONAL for one in parameters):
+    if positional and all(one.kind is not one.VAR_POSITIONAL for one in parameters):
+        required = sum(one.default is one.empty for one in positional)
+        return required <= len(given) and (len(positional) == len(given) or required == len(given))
+    # Such as Flax's `module.apply(variables, *arguments)`: what works, tells.
+    return not _works(function, params, given) and _works(function, params, given[:-1])
+
+
+def _works(function: Any, params: Any, given: tuple[Any, ...]) -> bool:
+    try:
+        jax.eval_shape(lambda *given: function(params, *given), *given)
+    except Exception:
         return False
-    required = sum(one.default is one.empty for one in positional)
-    return count > 1 and required <= count and (len(positional) == count or required == count)
+    return True
 
 
 def _scalar_of(result: Any) -> Any:

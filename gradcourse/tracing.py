@@ -493,11 +493,10 @@ def _order(plan: _Plan) -> Iterable[tuple[int, tuple[int, ...]]]:
 
 @dataclass(frozen=True)
 class Program:
-    """A function of a parameter pytree and a batch as a program whose layers are known."""
+    """A scalar function of a parameter pytree and a batch as a program whose layers are known."""
 
     layers: tuple[FoundLayer, ...]
     plan: _Plan
-    out_tree: Any
 
     def order(self) -> list[tuple[int, tuple[int, ...]]]:
         """Returns every layer's index and turn, in the order in which the program comes to them."""
@@ -510,33 +509,32 @@ class Program:
     def run(
         self, arguments: Any, given: Sequence[tuple[Probe, Any]], observe: Callable[[int, Look, Any], Any]
     ) -> tuple[Any, dict[int, Any]]:
-        """Returns the function's result, and what `observe(layer, look, extra)` has returned for every layer.
+        """Returns the function's value, and what `observe(layer, look, extra)` has returned for every layer.
 
         `arguments` are those that the function was traced with. `given` holds, per layer, a probe and anything extra
         for `observe`, both with the axes `turns` in front; so do the observations have them.
         """
         leaves = jax.tree.leaves(arguments)
-        outs, seen = _run(self.plan, leaves, dict(enumerate(given)), observe)
-        return jax.tree.unflatten(self.out_tree, outs), seen
+        (value,), seen = _run(self.plan, leaves, dict(enumerate(given)), observe)
+        return value, seen
 
 
 def traced_program(
-    function: Callable[..., Any], params: Any, batch: tuple[Any, ...] = (), probes: Any = None
+    function: Callable[..., Any], params: Any, given: tuple[Any, ...] = (), *, probed: bool = False
 ) -> Program:
-    """Returns the program of `function(params, *batch)`, with its layers found.
+    """Returns the program of `function(params, *given)`, a scalar, with its layers found.
 
-    With `probes`, the dummies of a model that calls `gradcourse.probes.probe` itself, it is
-    `function(params, probes, *batch)`. Without a batch, whatever the function closes over is taken for data.
+    `given` is the batch; with `probed`, its first entry are the dummies of a model that calls
+    `gradcourse.probes.probe` itself. Without a batch, whatever the function closes over is taken for data.
     """
-    arguments = (params, *(() if probes is None else (probes,)), *batch)
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    closed = jax.make_jaxpr(function)(params, *given)
+    dummies, batch = (given[:1], given[1:]) if probed else ((), given)
     roles: list[Role] = [frozenset([_Given(path)]) for path in parameter_paths(params)]
-    if probes is not None:
-        roles += [frozenset([_Given(PROBES + path)]) for path in parameter_paths(probes)]
+    roles += [frozenset([_Given(PROBES + path)]) for one in dummies for path in parameter_paths(one)]
     count = len(jax.tree.leaves(batch))
     _, plan = _find(closed, [*roles, *[True] * count], None if count else True)
     shapes = dict(zip(parameter_paths(params), map(jnp.shape, jax.tree.leaves(params)), strict=True))
-    return Program(_layers(plan, shapes), plan, jax.tree.structure(shape))
+    return Program(_layers(plan, shapes), plan)
 
 
 def _run(plan: _Plan, values: Any, given: Mapping[int, Any], observe: Any) -> tuple[list[Any], dict[int, Any]]:

@@ -4,6 +4,7 @@ import json
 from functools import partial
 
 import equinox as eqx
+import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -333,6 +334,18 @@ def test_a_model_a_loss_and_a_gradient_function_tell_the_same() -> None:
         assert [row.name for row in report.layers] == ["w", "out"]
         norms = reports[0].of("log10_parameter_gradient")
         np.testing.assert_allclose(report.of("log10_parameter_gradient"), norms, atol=1e-5)
+
+
+def test_a_linen_model_is_a_function_of_its_variables() -> None:
+    class Model(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(10)(linen.relu(linen.Dense(7)(x)))
+
+    model = Model()
+    variables = model.init(jax.random.key(0), X)
+    report = few(model.apply, variables, (X, Y))
+    assert [row.name for row in report.layers] == ["params.Dense_0", "params.Dense_1"]
 
 
 def test_regression_targets_and_integer_leaves() -> None:
