@@ -69,7 +69,10 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: its kind, where, how it shows, by which rule, where to read on and what helps."""
+    """One thing that is wrong: its kind, where, how it shows, by which rule, where to read on and what helps.
+
+    `chapter` is the name of a page of the course, `threshold` that of `gradcourse.findings`.
+    """
 
     kind: str
     layers: tuple[str, ...]
@@ -79,10 +82,16 @@ class Finding:
     chapter: str
     advice: str
 
+    @property
+    def read_on(self) -> str:
+        """The chapter of the course that explains it."""
+        number, _, title = self.chapter.partition("_")
+        return f"chapter {int(number)} of the course, {title.replace('_', ' ')}"
+
     def __str__(self) -> str:
         return (
             f"{self.kind.upper()}: {self.evidence}\n  Rule: {self.rule}\n  What usually helps: {self.advice}\n"
-            f"  Read on: {self.chapter}"
+            f"  Read on: {self.read_on}"
         )
 
 
@@ -178,7 +187,7 @@ class Report:
         )
         findings = "".join(
             f"<li><strong>{escape(one.kind)}</strong>: {escape(one.evidence)}<br><em>Rule:</em> {escape(one.rule)}<br>"
-            f"<em>What usually helps:</em> {escape(one.advice)}<br><em>Read on:</em> {escape(one.chapter)}</li>"
+            f"<em>What usually helps:</em> {escape(one.advice)}<br><em>Read on:</em> {escape(one.read_on)}</li>"
             for one in self.findings
         )
         verdict = f"<ol>{findings}</ol>" if findings else "<p>No problem was found.</p>"

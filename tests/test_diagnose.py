@@ -369,7 +369,7 @@ def test_it_is_shown_as_text_html_picture_and_json() -> None:
     report = few(dense, {**PARAMS, "b": jnp.full(12, -1e3)}, (X, Y), optimizer=optax.sgd(0.1))
     text = str(report)
     assert "DEAD: in layer 'w' 100% of 12 units" in text
-    assert "Read on: 03_rectifiers" in text
+    assert "Read on: chapter 3 of the course, rectifiers" in text
     assert len({line.index("16x") for line in text.splitlines()[1:3]}) == 1  # aligned
     html = report._repr_html_()
     assert html.count("<tr>") == 3
