@@ -91,7 +91,10 @@ def diagnose(
     directions = positive_integer("directions", directions)
     key = jax.random.key(0) if key is None else key
     if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"optimizer={optimizer!r} is a {type(optimizer).__name__}; accepted is an optax optimiser.")
+        raise TypeError(
+            f"optimizer={optimizer!r} is a {type(optimizer).__name__}; accepted is an optax optimiser "
+            "(of Flax's nnx.Optimizer, its tx)."
+        )
     if isinstance(model_or_loss, Network):
         try:
             rows, value = own_rows(model_or_loss, params, batch, loss, optimizer, optimizer_state, directions, key)

@@ -48,7 +48,26 @@ def as_loss(
     held = model_or_loss if is_module else params
     batch = batch if isinstance(batch, tuple) else () if batch is None else (batch,)
     given = batch if probes is None else (probes, *batch)
-    is_model = is_module or loss is not None or _leaves_labels_over(model_or_loss, held, given)
+    call = model_or_loss
+    if is_module:
+        call = _per_example(key) if is_from("equinox", held) else lambda model, *inputs: model(*inputs)
+    trainable, rest, whole = _parted(held)
+
+    def run(trainable: Any, given: tuple[Any, ...], finish: Callable[[Any], Any]) -> Any:
+        def inside(trainable: Any, rest: Any, given: Any) -> Any:
+            return finish(call(whole(trainable, rest), *given))
+
+        # Flax lets a module's state change only where it has been put together: inside of one and the same `jit`.
+        return (jax.jit(inside) if _is_nnx(held) else inside)(trainable, rest, given)
+
+    def works(*given: Any) -> bool:
+        try:
+            jax.eval_shape(lambda trainable, given: run(trainable, given, lambda _: 0.0), trainable, given)
+        except Exception:
+            return False
+        return True
+
+    is_model = is_module or loss is not None or _leaves_labels_over(model_or_loss, given, works)
     if is_model and len(batch) < 2:
         raise TypeError(
             f"batch={_short(batch)} has no labels for a model's output; give batch=(inputs, labels), or "
@@ -56,21 +75,11 @@ def as_loss(
         )
     if is_model and loss is None:
         given = (*given[:-1], jax.tree.map(jnp.asarray, given[-1]))
-    call = model_or_loss
-    if is_module:
-        call = _per_example(key) if is_from("equinox", held) else lambda model, *inputs: model(*inputs)
-    trainable, rest, whole = _parted(held)
-
-    def called(trainable: Any, rest: Any, given: tuple[Any, ...]) -> Any:
-        if is_model:
-            return _loss_of(call(whole(trainable, rest), *given[:-1]), given[-1], loss)
-        return _scalar_of(call(whole(trainable, rest), *given))
-
-    # Flax lets a module's state change only where it has been put together: inside of one and the same `jit`.
-    inside = jax.jit(called) if _is_nnx(held) else called
 
     def evaluate(trainable: Any, *given: Any) -> Any:
-        return inside(trainable, rest, given)
+        if is_model:
+            return run(trainable, given[:-1], lambda output: _loss_of(output, given[-1], loss))
+        return run(trainable, given, _scalar_of)
 
     _try(evaluate, trainable, given, model_or_loss)
     return Form(evaluate, trainable, given)
@@ -138,7 +147,7 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
         return {}
 
 
-def _leaves_labels_over(function: Any, params: Any, given: tuple[Any, ...]) -> bool:
+def _leaves_labels_over(function: Any, given: tuple[Any, ...], works: Callable[..., bool]) -> bool:
     """Whether the function takes the parameters and what is given without its last part: then it is a model."""
     if len(given) < 2:
         return False
@@ -148,15 +157,7 @@ def _leaves_labels_over(function: Any, params: Any, given: tuple[Any, ...]) -> b
         required = sum(one.default is one.empty for one in positional)
         return required <= len(given) and (len(positional) == len(given) or required == len(given))
     # Such as Flax's `module.apply(variables, *arguments)`: what works, tells.
-    return not _works(function, params, given) and _works(function, params, given[:-1])
-
-
-def _works(function: Any, params: Any, given: tuple[Any, ...]) -> bool:
-    try:
-        jax.eval_shape(lambda *given: function(params, *given), *given)
-    except Exception:
-        return False
-    return True
+    return not works(*given) and works(*given[:-1])
 
 
 def _scalar_of(result: Any) -> Any:

@@ -402,9 +402,8 @@ def _unit_axes(eqns: Sequence[Any], site: _Site, role: Callable[[Any], Role]) ->
     for one in reversed(chain):
         numbers = _reshaped(one, numbers)
     numbers = np.broadcast_to(numbers, shape)
-    return tuple(axis for axis in range(numbers.ndim) if (numbers.max(axis) != numbers.min(axis)).any()) or (
-        len(shape) - 1,
-    )
+    once = numbers[tuple(slice(None) if stride else slice(1) for stride in numbers.strides)]  # no axis that repeats
+    return tuple(axis for axis in range(len(shape)) if np.ptp(once, axis).any()) or (len(shape) - 1,)
 
 
 def _numbered(shape: tuple[int, ...], axes: Sequence[int]) -> np.ndarray:
