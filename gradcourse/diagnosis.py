@@ -156,8 +156,8 @@ def _measure(program: Program, form: Form, directions: int, key: Any) -> _Measur
         found = activation_statistics(look.preactivation, look.activation, look.value, program.layers[index].units)
         return found if look.layer is None else found | _gains(look.layer, look, directions, key)
 
-    # It runs twice, so it is compiled fast, and not to be fast.
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    # It runs twice: compiled to be compiled fast, rather than to be fast.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
     def differentiated(trainable: Any, scale: Any, given: Any) -> Any:
         def scaled(trainable: Any, dummies: Any) -> Any:
             value, seen = program.run((trainable, *given), list(zip(dummies, keys, strict=True)), observe)
@@ -195,7 +195,7 @@ def _gains(layer: Callable[[Any], Any], look: Look, directions: int, key: Any) -
         before, after = (jnp.sum(jnp.square(part.astype(jnp.float32))) for part in (cotangent, pulled))
         return after / before
 
-    gains = jax.lax.map(one, jax.random.split(key, directions))
+    gains = jax.vmap(one)(jax.random.split(key, directions))
     error = gains.std(ddof=1) / directions**0.5 if directions > 1 else jnp.full_like(gains[0], nan)
     return {"gain": gains.mean(), "gain_error": error}
 

@@ -117,12 +117,12 @@ def _not_finite(rows: Sequence[LayerReport], loss: float, sound_input: bool) -> 
 
 def _underflow(rows: Sequence[LayerReport]) -> Finding | None:
     least = THRESHOLDS["underflow"]
-    lost = [row for row in rows if row.lost > least]
+    lost = _underflown(rows)
     if not lost:
         return None
-    deepest = min(row.log10_activation_gradient for row in lost)
+    deepest = min(row.log10_activation_gradient for row in lost if row.lost > least)
     size = f"; the smallest norm is 1e{deepest:.0f}" if isfinite(deepest) else ""
-    gone = sum(row.lost > 0.999 for row in lost)
+    gone = sum(row.lost > 0.999 or row.log10_activation_gradient == -inf for row in lost)
     return _finding(
         "underflow",
         lost,
@@ -131,6 +131,14 @@ def _underflow(rows: Sequence[LayerReport]) -> Finding | None:
         f"with a scaled loss the gradient's norm is larger by more than {least:.0%} of it",
         "scale the loss, or compute in bfloat16 or float32; where the gradient vanishes with depth, cure that first.",
     )
+
+
+def _underflown(rows: Sequence[LayerReport]) -> list[LayerReport]:
+    """The layers that lose gradient to underflow, and those before them that even a scaled loss gives none."""
+    last = max((index for index, row in enumerate(rows) if row.lost > THRESHOLDS["underflow"]), default=-1)
+    return [
+        row for row in rows[: last + 1] if row.lost > THRESHOLDS["underflow"] or row.log10_activation_gradient == -inf
+    ]
 
 
 def _slope(rows: Sequence[LayerReport]) -> Finding | None:
@@ -195,13 +203,12 @@ def _saturated(rows: Sequence[LayerReport]) -> Finding | None:
 def _frozen(rows: Sequence[LayerReport]) -> Finding | None:
     # Where weights of 0 are about to move, such as a branch's that starts closed, the others' gradient will come.
     waits = any(row.waiting for row in rows)
+    lost = _underflown(rows)
     still, slow = [], []
     for row in rows:
-        if not row.count:
-            continue
-        if row.log10_parameter_gradient == -inf and not waits and row.lost <= THRESHOLDS["underflow"]:
-            still.append(row)
-        elif row.log10_parameter_gradient > -inf and row.update_to_weight < THRESHOLDS["frozen"]:
+        if row.count and row.log10_parameter_gradient == -inf:
+            still += [] if waits or row in lost else [row]
+        elif row.count and row.update_to_weight < THRESHOLDS["frozen"]:
             slow.append(row)
     if not still and not slow:
         return None

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from gradcourse import meanfield
 from gradcourse.activations import resolve
@@ -148,7 +147,7 @@ def shortcut_growth(blocks: int, *, scale: float = 1.0) -> float:
 
 def shortcut_growth_with_batch_norm(
     activation: Any, blocks: int, *, sigma_w2: float, layers: int = 1, start: float = 1.0, batch: int | None = None
-) -> Float[NDArray[Any], " block"]:
+) -> Float[np.ndarray, " block"]:
     r"""Returns what each of `blocks` blocks multiplies a gradient's mean square by, with batch norm in the branch.
 
     A branch has `layers` layers in pre-activation order: batch norm, activation, weights. With $c$ the variance over
@@ -171,7 +170,7 @@ _legendre = lru_cache(np.polynomial.legendre.leggauss)
 @lru_cache
 def _pairs(
     batch: int,
-) -> tuple[Float[NDArray[Any], " node"], Float[NDArray[Any], " node"], Float[NDArray[Any], " node"]]:
+) -> tuple[Float[np.ndarray, " node"], Float[np.ndarray, " node"], Float[np.ndarray, " node"]]:
     """Nodes and weights for the mean over two entries of a vector of `batch`, uniform on its sphere and of mean 0.
 
     In polar coordinates: radius squared is Beta distributed, and the angle is uniform; kinks at 0 are straight lines.

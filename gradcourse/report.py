@@ -238,7 +238,7 @@ def _bold(entry: str, wanted: bool) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}g}"
+    return f"{value:.0f}" if 10**digits <= abs(value) < 1e5 else f"{value:.{digits}g}"
 
 
 def _share(value: float) -> str:
