@@ -313,18 +313,32 @@ def _find_inner(eqn: Any, given: Sequence[Role]) -> tuple[list[Role], _Plan]:
     """What a scan's or a checkpointed function's results depend on, and its plan."""
     if eqn.primitive.name != "scan":
         return _find(_called(eqn), given, None)
-    consts, carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry = _consts_and_carry(eqn)
     known = list(given)
     for position in range(consts + carry, len(known)):
         if isinstance(each := known[position], frozenset):
             known[position] = frozenset(_Given(one.path, one.sliced + 1) for one in each)
     while True:  # until the carry's roles no longer change
-        roles, plan = _find(eqn.params["jaxpr"], known, None)
+        roles, plan = _find(_called(eqn), known, None)
         after = [_joined(pair) for pair in zip(known[consts : consts + carry], roles[:carry], strict=True)]
         if after == known[consts : consts + carry]:
             plan.turns, plan.reverse = (eqn.params["length"],), (eqn.params["reverse"],)
             return roles, plan
         known[consts : consts + carry] = after
+
+
+def _consts_and_carry(eqn: Any) -> tuple[int, int]:
+    """How many constants a scan has, and how many carried values; what it slices comes after them.
+
+    Told by the shapes, for the names of the parameters that say so differ between versions of JAX.
+    """
+    body = _called(eqn)
+
+    def sliced(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+        return sum(len(one.aval.shape) > len(aval.shape) for one, aval in zip(outside, inside, strict=True))
+
+    carry = len(eqn.outvars) - sliced(eqn.outvars, body.out_avals)
+    return len(eqn.invars) - sliced(eqn.invars, body.in_avals) - carry, carry
 
 
 def _path(eqns: Sequence[Any], source: Any, target: Any) -> list[int]:
@@ -593,7 +607,7 @@ def _run_inner(eqn: Any, values: Any, plan: _Plan, given: Mapping[int, Any], obs
     if eqn.primitive.name != "scan":
         body = lambda values, mine: _run(plan, values, mine, observe)  # noqa: E731
         return jax.checkpoint(body, prevent_cse=params["prevent_cse"], policy=params["policy"])(values, mine)
-    consts, carry = params["num_consts"], params["num_carry"]
+    consts, carry = _consts_and_carry(eqn)
 
     def turn(state: Any, slices: Any) -> Any:
         xs, mine = slices
