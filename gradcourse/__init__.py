@@ -34,7 +34,8 @@ from gradcourse.jacobians import (
     log_gain_split,
 )
 from gradcourse.layers import AvgPool, Conv, Dense, Flatten, Layer, MaxPool, Pointwise
-from gradcourse.monitoring import Monitor, MonitorHistory, monitor
+from gradcourse.monitor_history import MonitorHistory
+from gradcourse.monitoring import Monitor, monitor
 from gradcourse.networks import Network, cnn, mlp, sequential
 from gradcourse.normalisation import (
     BatchNorm,

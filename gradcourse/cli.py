@@ -17,6 +17,7 @@ With `--json`, standard output is JSON and nothing else. Exit codes: 0 all well 
 import argparse
 import inspect
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -69,7 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads has seen enough, such as head
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        return HEALTHY
     except _Theirs as error:
         traceback.print_exception(error.__cause__)
         return THEIRS

@@ -15,7 +15,8 @@ from jax import lax
 
 import gradcourse as gc
 from gradcourse.findings import THRESHOLDS
-from gradcourse.monitoring import MonitorHistory, monitor
+from gradcourse.monitor_history import MonitorHistory
+from gradcourse.monitoring import monitor
 
 X = jax.random.normal(jax.random.key(0), (8, 4))
 PARAMS = {
