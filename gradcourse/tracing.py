@@ -22,7 +22,6 @@ is given parameters and data is a layer as a whole. A call of `probe` in the mod
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import jax
@@ -32,23 +31,26 @@ from jax import lax
 from jax.extend import core
 
 from gradcourse.checks import is_from
+from gradcourse.jaxprs import (
+    CHECKPOINTS,
+    ELEMENTWISE,
+    OPAQUE,
+    PRODUCTS,
+    RANDOM,
+    RESHAPES,
+    called,
+    consts_and_carry,
+    flattened,
+    is_elementwise,
+    is_square,
+    path_between,
+    reshaped,
+    results_of,
+    variables,
+)
 from gradcourse.probes import Probe, probe
 
 __all__ = ["FoundLayer", "Look", "Program", "parameter_paths", "traced_program"]
-
-PRODUCTS = {"dot_general", "conv_general_dilated", "ragged_dot_general"}
-RESHAPES = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "rev", "convert_element_type", "copy", "name"}
-ELEMENTWISE = {
-    "abs", "add", "add_any", "and", "atan", "atan2", "cbrt", "clamp", "convert_element_type", "copy", "cos", "cosh",
-    "div", "eq", "erf", "erfc", "exp", "exp2", "expm1", "ge", "gt", "integer_pow", "le", "log", "log1p", "logistic",
-    "lt", "max", "min", "mul", "name", "ne", "neg", "not", "or", "pow", "rsqrt", "select_n", "sign", "sin", "sinh",
-    "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
-}  # fmt: skip
-CALLS = {"jit", "pjit", "closed_call", "core_call"}
-CHECKPOINTS = {"checkpoint", "remat", "remat2"}
-CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
-OPAQUE = {*CUSTOM, "cond", "while"}
-RANDOM = ("random_", "threefry", "rng_")  # how primitives are called whose results are data, not constants
 
 
 @dataclass(frozen=True)
@@ -153,47 +155,9 @@ def _joined(roles: Iterable[Role]) -> Role:
     return frozenset[_Given]().union(*known) if known else None  # type: ignore[arg-type]
 
 
-def _variables(atoms: Iterable[Any]) -> list[Any]:
-    return [atom for atom in atoms if not isinstance(atom, core.Literal)]
-
-
-def _flat(closed: Any) -> Any:
-    """The closed jaxpr with all calls of jitted functions written out, and without what its results do not need."""
-
-    def evaluate(closed: Any, values: Sequence[Any]) -> list[Any]:
-        jaxpr = closed.jaxpr
-        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *values], strict=True))
-
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, core.Literal) else env[atom]
-
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name in CALLS:
-                results = evaluate(_called(eqn), [read(atom) for atom in eqn.invars])
-            else:
-                results = _results(eqn, read)
-            env |= dict(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    flat = jax.make_jaxpr(lambda *values: evaluate(closed, values))(*closed.in_avals)
-    wanted, kept = set(_variables(flat.jaxpr.outvars)), []
-    for eqn in reversed(flat.jaxpr.eqns):  # what the results do not need, such as a gradient handed out beside a loss
-        if eqn.effects or not wanted.isdisjoint(eqn.outvars):
-            wanted |= set(_variables(eqn.invars))
-            kept.append(eqn)
-    return core.ClosedJaxpr(flat.jaxpr.replace(eqns=kept[::-1]), flat.consts)
-
-
-def _called(eqn: Any) -> Any:
-    """The closed jaxpr of the function that an equation calls."""
-    params = eqn.params
-    inner = next(params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in params)
-    return inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
-
-
 def _find(closed: Any, roles_in: Sequence[Role], constants: Role) -> tuple[list[Role], _Plan]:
     """The plan of a jaxpr, given what its inputs depend on, and what its results depend on."""
-    plan = _Plan(_flat(closed))
+    plan = _Plan(flattened(closed))
     jaxpr = plan.closed.jaxpr
     roles: dict[Any, Role] = dict.fromkeys(jaxpr.constvars, constants)
     roles.update(zip(jaxpr.invars, roles_in, strict=True))
@@ -211,7 +175,7 @@ def _find(closed: Any, roles_in: Sequence[Role], constants: Role) -> tuple[list[
             if any(True for _ in inner.all()):
                 plan.inner[index] = inner
         roles |= dict(zip(eqn.outvars, results, strict=True))
-        below |= dict.fromkeys(eqn.outvars, frozenset().union(*(below.get(a, ()) for a in _variables(eqn.invars))))
+        below |= dict.fromkeys(eqn.outvars, frozenset().union(*(below.get(a, ()) for a in variables(eqn.invars))))
         data = [atom for atom, one in zip(eqn.invars, given, strict=True) if one is True]
         params = _joined(one for one in given if _is_params(one))
         if name == "custom_vjp_call" and (path := _probed(given)) is not None:
@@ -274,7 +238,7 @@ def _complete(plan: _Plan, site: _Site, role: Callable[[Any], Role]) -> None:
     eqns = plan.closed.jaxpr.eqns
     starts = {other.at for other in plan.sites if other is not site}
     if site.kind == "elementwise":
-        users = [eqn for eqn in eqns if site.at in _variables(eqn.invars)]
+        users = [eqn for eqn in eqns if site.at in variables(eqn.invars)]
         if len(users) == 1 and users[0].primitive.name == "mul":
             factors = [atom for atom in users[0].invars if atom is not site.at and role(atom) is True]
             if factors and users[0].outvars[0] not in starts:
@@ -284,18 +248,18 @@ def _complete(plan: _Plan, site: _Site, role: Callable[[Any], Role]) -> None:
         return
     inside, own = {site.at}, []
     for index, eqn in enumerate(eqns):
-        data = [atom for atom in _variables(eqn.invars) if role(atom) is True]
+        data = [atom for atom in variables(eqn.invars) if role(atom) is True]
         if not data or not inside.issuperset(data) or index in plan.inner or starts & set(eqn.outvars):
             continue
-        if _is_elementwise(eqn) and all(out.aval.shape == site.at.aval.shape for out in eqn.outvars):
+        if is_elementwise(eqn) and all(out.aval.shape == site.at.aval.shape for out in eqn.outvars):
             inside |= set(eqn.outvars)
             own.append(index)
     # A square that ends it is part of a loss or of a variance.
-    further = {atom for index in own for atom in _variables(eqns[index].invars)}
-    own = [index for index in own if not (_is_square(eqns[index]) and further.isdisjoint(eqns[index].outvars))]
-    elsewhere = set(_variables(plan.closed.jaxpr.outvars))
+    further = {atom for index in own for atom in variables(eqns[index].invars)}
+    own = [index for index in own if not (is_square(eqns[index]) and further.isdisjoint(eqns[index].outvars))]
+    elsewhere = set(variables(plan.closed.jaxpr.outvars))
     for index in set(range(len(eqns))) - set(own):
-        elsewhere |= set(_variables(eqns[index].invars))
+        elsewhere |= set(variables(eqns[index].invars))
     results = [
         out
         for index in own
@@ -303,57 +267,28 @@ def _complete(plan: _Plan, site: _Site, role: Callable[[Any], Role]) -> None:
         if out in elsewhere and jnp.issubdtype(out.aval.dtype, jnp.floating)
     ]
     site.out = results[-1] if results else site.at
-    site.activation = _path(eqns, site.at, site.out)
+    site.activation = path_between(eqns, site.at, site.out)
     if site.input is not None:
-        site.layer = _path(eqns, site.input, site.out)
+        site.layer = path_between(eqns, site.input, site.out)
     site.units = _unit_axes(eqns, site, role)
 
 
 def _find_inner(eqn: Any, given: Sequence[Role]) -> tuple[list[Role], _Plan]:
     """What a scan's or a checkpointed function's results depend on, and its plan."""
     if eqn.primitive.name != "scan":
-        return _find(_called(eqn), given, None)
-    consts, carry = _consts_and_carry(eqn)
+        return _find(called(eqn), given, None)
+    consts, carry = consts_and_carry(eqn)
     known = list(given)
     for position in range(consts + carry, len(known)):
         if isinstance(each := known[position], frozenset):
             known[position] = frozenset(_Given(one.path, one.sliced + 1) for one in each)
     while True:  # until the carry's roles no longer change
-        roles, plan = _find(_called(eqn), known, None)
+        roles, plan = _find(called(eqn), known, None)
         after = [_joined(pair) for pair in zip(known[consts : consts + carry], roles[:carry], strict=True)]
         if after == known[consts : consts + carry]:
             plan.turns, plan.reverse = (eqn.params["length"],), (eqn.params["reverse"],)
             return roles, plan
         known[consts : consts + carry] = after
-
-
-def _consts_and_carry(eqn: Any) -> tuple[int, int]:
-    """How many constants a scan has, and how many carried values; what it slices comes after them.
-
-    Told by the shapes, for the names of the parameters that say so differ between versions of JAX.
-    """
-    body = _called(eqn)
-
-    def sliced(outside: Sequence[Any], inside: Sequence[Any]) -> int:
-        return sum(len(one.aval.shape) > len(aval.shape) for one, aval in zip(outside, inside, strict=True))
-
-    carry = len(eqn.outvars) - sliced(eqn.outvars, body.out_avals)
-    return len(eqn.invars) - sliced(eqn.invars, body.in_avals) - carry, carry
-
-
-def _path(eqns: Sequence[Any], source: Any, target: Any) -> list[int]:
-    """The equations, in order, by which `target` comes about from `source`, all else given."""
-    reached, forward = {source}, []
-    for index, eqn in enumerate(eqns):
-        if source not in eqn.outvars and not reached.isdisjoint(_variables(eqn.invars)):
-            reached |= set(eqn.outvars)
-            forward.append(index)
-    wanted, needed = {target} - {source}, []
-    for index in reversed(forward):
-        if not wanted.isdisjoint(eqns[index].outvars):
-            wanted |= set(_variables(eqns[index].invars))
-            needed.append(index)
-    return needed[::-1]
 
 
 def _probed(roles: Sequence[Role]) -> str | None:
@@ -365,17 +300,6 @@ def _probed(roles: Sequence[Role]) -> str | None:
 
 
 PROBES = "probes of the model."  # before the paths of the dummies that the model's own probes are given
-
-
-def _is_square(eqn: Any) -> bool:
-    return eqn.primitive.name == "square" or (eqn.primitive.name == "integer_pow" and eqn.params["y"] == 2)
-
-
-def _is_elementwise(eqn: Any) -> bool:
-    name = eqn.primitive.name
-    if name in CUSTOM or name in CALLS:
-        return all(_is_elementwise(one) for one in _called(eqn).jaxpr.eqns)
-    return name in ELEMENTWISE or (name in RESHAPES and eqn.invars[0].aval.shape == eqn.outvars[0].aval.shape)
 
 
 def _module(paths: Iterable[str]) -> str:
@@ -392,7 +316,7 @@ def _unit_axes(eqns: Sequence[Any], site: _Site, role: Callable[[Any], Role]) ->
     while eqn.primitive.name in RESHAPES:
         chain.append(eqn)
         eqn = made[eqn.invars[0]]
-    params = [atom for atom in _variables(eqn.invars) if _is_params(role(atom))]
+    params = [atom for atom in variables(eqn.invars) if _is_params(role(atom))]
     if eqn.primitive.name in ELEMENTWISE and params:
         root, reshapes = params[-1], []
         while root in made and made[root].primitive.name in RESHAPES:
@@ -400,7 +324,7 @@ def _unit_axes(eqns: Sequence[Any], site: _Site, role: Callable[[Any], Role]) ->
             root = made[root].invars[0]
         numbers = np.arange(np.prod(root.aval.shape, dtype=int)).reshape(root.aval.shape)
         for one in reversed(reshapes):
-            numbers = _reshaped(one, numbers)
+            numbers = reshaped(one, numbers)
     elif eqn.primitive.name == "dot_general" and params:
         (lhs, _), (lhs_batch, _) = eqn.params["dimension_numbers"]
         batch = len(lhs_batch)
@@ -414,7 +338,7 @@ def _unit_axes(eqns: Sequence[Any], site: _Site, role: Callable[[Any], Role]) ->
     else:
         return (len(shape) - 1,)
     for one in reversed(chain):
-        numbers = _reshaped(one, numbers)
+        numbers = reshaped(one, numbers)
     numbers = np.broadcast_to(numbers, shape)
     once = numbers[tuple(slice(None) if stride else slice(1) for stride in numbers.strides)]  # no axis that repeats
     return tuple(axis for axis in range(len(shape)) if np.ptp(once, axis).any()) or (len(shape) - 1,)
@@ -427,21 +351,6 @@ def _numbered(shape: tuple[int, ...], axes: Sequence[int]) -> np.ndarray:
         np.arange(np.prod(sizes, dtype=int)).reshape([size if axis in axes else 1 for axis, size in enumerate(shape)]),
         shape,
     )
-
-
-def _reshaped(eqn: Any, array: np.ndarray) -> np.ndarray:
-    """What one of the `RESHAPES` makes of an array."""
-    name, params = eqn.primitive.name, eqn.params
-    if name == "transpose":
-        return array.transpose(params["permutation"])
-    if name == "broadcast_in_dim":
-        shape = [1] * len(params["shape"])
-        for axis, size in zip(params["broadcast_dimensions"], array.shape, strict=True):
-            shape[axis] = size
-        return np.broadcast_to(array.reshape(shape), params["shape"])
-    if name in ("reshape", "squeeze"):
-        return array.reshape(eqn.outvars[0].aval.shape)
-    return np.flip(array, params["dimensions"]) if name == "rev" else array
 
 
 def parameter_paths(params: Any) -> list[str]:
@@ -566,7 +475,7 @@ def _run(plan: _Plan, values: Any, given: Mapping[int, Any], observe: Any) -> tu
             results, more = _run_inner(eqn, [read(a) for a in eqn.invars], plan.inner[index], given, observe)
             seen |= more
         else:
-            results = _results(eqn, read)
+            results = results_of(eqn, read)
         for variable, value in zip(eqn.outvars, results, strict=True):
             for site in sites.get(variable, ()):
                 mine, extra = given[site.index]
@@ -592,7 +501,7 @@ def _look(jaxpr: Any, site: _Site, env: Mapping[Any, Any], value: Any) -> Look:
 
             for index in indices:
                 eqn = jaxpr.eqns[index]
-                local |= dict(zip(eqn.outvars, _results(eqn, read), strict=True))
+                local |= dict(zip(eqn.outvars, results_of(eqn, read), strict=True))
             return local[site.out]
 
         return function
@@ -607,7 +516,7 @@ def _run_inner(eqn: Any, values: Any, plan: _Plan, given: Mapping[int, Any], obs
     if eqn.primitive.name != "scan":
         body = lambda values, mine: _run(plan, values, mine, observe)  # noqa: E731
         return jax.checkpoint(body, prevent_cse=params["prevent_cse"], policy=params["policy"])(values, mine)
-    consts, carry = _consts_and_carry(eqn)
+    consts, carry = consts_and_carry(eqn)
 
     def turn(state: Any, slices: Any) -> Any:
         xs, mine = slices
@@ -623,16 +532,3 @@ def _run_inner(eqn: Any, values: Any, plan: _Plan, given: Mapping[int, Any], obs
         unroll=params["unroll"],
     )
     return [*state, *ys], seen
-
-
-def _results(eqn: Any, read: Callable[[Any], Any]) -> list[Any]:
-    """The results of one equation: those of a program that consists of it."""
-    needed = list(dict.fromkeys(_variables(eqn.invars)))
-    alone = _nothing().replace(invars=needed, outvars=eqn.outvars, eqns=[eqn])
-    return jax.core.eval_jaxpr(alone, (), *map(read, needed))
-
-
-@cache
-def _nothing() -> Any:
-    """An empty program, to be filled: JAX wants every jaxpr to say what function it comes from."""
-    return jax.make_jaxpr(lambda: ())().jaxpr
