@@ -51,7 +51,7 @@ from gradcourse.parameter_groups import Group, Grouping, all_finite, log2_norms,
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Monitor", "MonitorHistory", "MonitorState", "monitor"]
+__all__ = ["Monitor", "MonitorState", "monitor"]
 
 LOG10_OF_2 = log10(2)
 ROWS = 4  # of a snapshot: log10 gradient, log10 update to weight, share of zeros, finite
