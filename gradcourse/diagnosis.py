@@ -134,6 +134,7 @@ def _report(rows: list[LayerReport], loss: float, sound: bool, elsewhere: tuple[
 class _Measured(NamedTuple):
     """What one forward and backward pass has found; per layer, arrays have the axes of its turns.
 
+    - `squares`: per layer and parameter, the squared norm of its gradient;
     - `seen`: per layer, what was seen of its activation on the way forward;
     - `norms`: per layer, log2 of the norm of the gradient, of its activation and of its parameters, as autodiff has
       them; `true`: the same by way of a scaled loss, where less underflows.
@@ -141,6 +142,7 @@ class _Measured(NamedTuple):
 
     loss: Any
     gradient: Any
+    squares: Any
     seen: Any
     norms: list[tuple[Any, Any]]
     true: list[tuple[Any, Any]]
@@ -164,16 +166,18 @@ def _measure(program: Program, form: Form, directions: int, key: Any) -> _Measur
             return value * scale.astype(value.dtype), (value, seen)
 
         (_, results), gradients = jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)(trainable, program.probes())
-        return *results, *gradients, _squares_of(program, gradients[0])
+        gradient, found = gradients
+        return *results, gradient, [_log2_parts(one) for one in found], _squares_of(program, gradient)
 
     def passed(power: int) -> _Measured:
         scale = jnp.float32(2.0**power)
-        loss, seen, gradient, found, squares = differentiated(form.trainable, scale, form.given)
+        loss, seen, gradient, *found = differentiated(form.trainable, scale, form.given)
+        at_activations, squares = jax.device_get(found)
         norms = [
-            (_log2_of_probe(one) - power, _log2(parts, layer.turns) - power)
-            for one, parts, layer in zip(found, squares, program.layers, strict=True)
+            (np.add(*parts, dtype=np.float64) - power, _log2(of_parameters, layer.turns) - power)
+            for parts, of_parameters, layer in zip(at_activations, squares, program.layers, strict=True)
         ]
-        return _Measured(loss, gradient, seen, norms, norms)
+        return _Measured(loss, gradient, squares, jax.device_get(seen), norms, norms)
 
     plain = passed(0)
     power = _room(program, form, plain)
@@ -218,17 +222,18 @@ def _squares_of(program: Program, tree: Any) -> list[list[Scaled]]:
 def _log2(parts: list[Scaled], turns: tuple[int, ...]) -> Any:
     """The binary logarithm of the norm of all parts together, per turn."""
     whole = np.full(turns, -inf)
-    for exponent, square in jax.device_get(parts):
+    for exponent, square in parts:
         with np.errstate(divide="ignore", invalid="ignore"):
             one = np.asarray(exponent, np.float64) + np.log2(np.asarray(square, np.float64)) / 2
             whole = np.logaddexp2(2 * whole, 2 * one) / 2
     return whole
 
 
-def _log2_of_probe(found: Probe) -> Any:
-    """The binary logarithm of the norm that a layer's probe has found, per turn."""
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1), found)
-    return (profile(flat).log10_norm / LOG10_OF_2).reshape(found.shape)
+def _log2_parts(found: Probe) -> tuple[Any, Any]:
+    """The binary logarithm of the norm that a layer's probe has found, per turn: its whole part, and the rest."""
+    flat = profile(jax.tree.map(lambda leaf: leaf.reshape(-1), found))
+    exponent, fraction = (jnp.asarray(part).reshape(found.shape) for part in (flat.exponent, flat.fraction))
+    return exponent, fraction
 
 
 def _room(program: Program, form: Form, plain: _Measured) -> int:
@@ -247,11 +252,9 @@ def _room(program: Program, form: Form, plain: _Measured) -> int:
 def _rows(program: Program, trainable: Any, measured: _Measured, updates: Any) -> list[LayerReport]:
     """A row per layer and turn, in the order of the program."""
     squares_of = jax.jit(partial(_squares_of, program))
-    weights = squares_of(trainable)
-    moved = None if updates is None else squares_of(updates)
-    paths = parameter_paths(trainable)
-    leaves = dict(zip(paths, jax.tree.leaves(trainable), strict=True))
-    gradients = dict(zip(paths, jax.tree.leaves(measured.gradient), strict=True))
+    weights = jax.device_get(squares_of(trainable))
+    moved = None if updates is None else jax.device_get(squares_of(updates))
+    sizes = dict(zip(parameter_paths(trainable), map(jnp.size, jax.tree.leaves(trainable)), strict=True))
     found: list[dict[str, Any]] = []
     for index, layer in enumerate(program.layers):
         weight = _log2(weights[index], layer.turns)
@@ -271,9 +274,11 @@ def _rows(program: Program, trainable: Any, measured: _Measured, updates: Any) -
     rows = []
     for index, turn in program.order():
         layer = program.layers[index]
-        waiting = any(not np.any(leaves[path]) and np.any(gradients[path]) for path in layer.weights)
-        count = sum(
-            leaves[path].size // (prod(layer.turns) if path in layer.sliced else 1) for path in layer.parameters
+        count = sum(sizes[path] // (prod(layer.turns) if path in layer.sliced else 1) for path in layer.parameters)
+        of_each = zip(layer.parameters, weights[index], measured.squares[index], strict=True)
+        waiting = any(
+            path in layer.weights and not np.any(weight.square) and np.any(gradient.square)
+            for path, weight, gradient in of_each
         )
         rows.append(
             _row(layer, turn, {name: float(values[turn]) for name, values in found[index].items()}, count, waiting)

@@ -170,16 +170,17 @@ def _slope(rows: Sequence[LayerReport]) -> Finding | None:
 
 def _dead(rows: Sequence[LayerReport]) -> Finding | None:
     # Half the units of a deep rectifier network may be off at its start; what is above that by chance is no illness.
-    dead = [row for row in rows if row.units and row.dead > max(THRESHOLDS["dead"], 0.5 + 1.5 / sqrt(row.units))]
+    limits = [max(THRESHOLDS["dead"], 0.5 + 1.5 / sqrt(row.units or 1)) for row in rows]
+    dead = [row for row, limit in zip(rows, limits, strict=True) if row.units and (row.dead > limit or row.silent == 1)]
     if not dead:
         return None
-    worst = max(dead, key=lambda row: row.dead)
+    worst = max(dead, key=lambda row: (row.dead, row.silent))
     return _finding(
         "dead",
         dead,
-        f"in layer {worst.name!r} {worst.dead:.0%} of {worst.units} units have a slope of exactly 0 on every example, "
-        f"and would have it 4 standard deviations further out{_in_all(dead)}",
-        f"more than {THRESHOLDS['dead']:.0%} of a layer's units are dead (more in layers with few units)",
+        f"in layer {worst.name!r} {worst.silent:.0%} of {worst.units} units have a slope of exactly 0 on every "
+        f"example, and {worst.dead:.0%} would have it 4 standard deviations further out{_in_all(dead)}",
+        f"more than {THRESHOLDS['dead']:.0%} of a layer's units are dead (more where they are few), or all are silent",
         "look at the biases and at the input's mean; a lower learning rate or a warm-up, if training has killed them; "
         "a leaky rectifier, whose slope is nowhere 0.",
     )

@@ -182,8 +182,10 @@ class Report:
         sick = {name for finding in self.findings for name in finding.layers}
         head = "".join(f"<th>{escape(heading)}</th>" for heading in table.headings)
         rows = "".join(
-            "<tr>" + "".join(f"<td>{_bold(escape(entry), row[0] in sick)}</td>" for entry in row) + "</tr>"
-            for row in table.rows
+            f"<tr><td>{_bold(escape(first), first in sick)}</td>"
+            + "".join(f"<td>{escape(entry)}</td>" for entry in rest)
+            + "</tr>"
+            for first, *rest in table.rows
         )
         findings = "".join(
             f"<li><strong>{escape(one.kind)}</strong>: {escape(one.evidence)}<br><em>Rule:</em> {escape(one.rule)}<br>"
@@ -193,7 +195,10 @@ class Report:
         verdict = f"<ol>{findings}</ol>" if findings else "<p>No problem was found.</p>"
         summary = "<br>".join(map(escape, self._summary()))
         return (
-            f'<div class="gradcourse-report"><div style="overflow-x: auto"><table><thead><tr>{head}</tr></thead>'
+            # Themes know how to show a pandas table in the dark, too, so it goes by that name.
+            '<div class="gradcourse-report"><div style="overflow: auto; max-height: 40em">'
+            '<table class="dataframe" style="font-size: 0.8em; white-space: nowrap">'
+            f"<thead><tr>{head}</tr></thead>"
             f"<tbody>{rows}</tbody></table></div><p>{summary}</p>{verdict}</div>"
         )
 

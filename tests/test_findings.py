@@ -73,8 +73,10 @@ def test_every_threshold_is_where_it_says() -> None:
             assert kinds([row(index, sign * decades * index / 4) for index in range(5)]) == found
 
 
-def test_half_of_a_narrow_layer_may_be_off() -> None:
+def test_half_of_a_narrow_layer_may_be_off_but_not_all_of_any() -> None:
     flat = [row(index, -1.0) for index in range(4)]
+    assert kinds([*flat, replace(flat[0], silent=0.99)]) == set()
+    assert kinds([*flat, replace(flat[0], silent=1.0)]) == {"dead"}
     assert kinds([*flat, replace(flat[0], dead=0.75, units=16)]) == set()
     assert kinds([*flat, replace(flat[0], dead=0.9, units=16)]) == {"dead"}
 
