@@ -1,7 +1,16 @@
 """The rules by which a report's rows become findings: what is looked at, and from which number on it is a problem.
 
-Every rule has one threshold, in `THRESHOLDS`. They are meant to be wide of what healthy networks do: the tests hold
-them against a table of healthy networks and of networks that were made ill in one known way.
+- *not finite*: an activation, a parameter, a gradient or the loss holds NaN or infinity; nothing else is judged then;
+- *underflow*: a layer's gradient has lost more than a share of its norm in the model's own dtype;
+- *vanishing*, *exploding*: decades that the gradient loses, or gains, between the last layer and the first, by the
+  median slope of its profile;
+- *dead*: share of a layer's units that are dead (half of them, and three standard errors more, in narrow layers), or
+  all its units silent;
+- *saturated*: share of a layer's activations in the tails of their function;
+- *frozen*: update over weight, or a gradient of exactly 0 that nothing above explains.
+
+From which number on is in `THRESHOLDS`. They are meant to be wide of what healthy networks do: the tests hold them
+against a table of healthy networks and of networks that were made ill in one known way.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -175,7 +175,7 @@ def _tensorboard(folder: str | Path) -> Any:
     except ImportError:
         raise ImportError(
             f"writer={str(folder)!r} is a folder, into which tensorboardX would write, and that is not installed; "
-            'accepted too is any writer with add_scalar. Write pip install "gradcourse[tensorboard]".'
+            "accepted too is any writer with add_scalar. Install it: pip install tensorboardX."
         ) from None
 
 

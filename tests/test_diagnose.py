@@ -196,6 +196,47 @@ def test_shared_layers_tuples_dicts_scans_and_vmaps() -> None:
     assert report["stack[2]"].update_to_weight == pytest.approx(ratio, rel=1e-4)
 
 
+def test_scanned_layers_of_flax_and_equinox() -> None:
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(8, 8, rngs=rngs)
+
+        def __call__(self, h):
+            return h + nnx.tanh(self.linear(h))
+
+    class Scanned(nnx.Module):
+        def __init__(self, rngs):
+            self.first, self.out = nnx.Linear(64, 8, rngs=rngs), nnx.Linear(8, 10, rngs=rngs)
+            stacked = nnx.vmap(Block, in_axes=(0,), out_axes=0)
+            self.blocks = nnx.split_rngs(splits=3)(stacked)(rngs)
+
+        def __call__(self, x):
+            step = nnx.scan(lambda h, block: block(h), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+            return self.out(step(self.first(x), self.blocks))
+
+    class Stacked(eqx.Module):
+        first: eqx.nn.Linear
+        blocks: eqx.nn.Linear
+        out: eqx.nn.Linear
+
+        def __init__(self, key):
+            keys = jax.random.split(key, 3)
+            self.first, self.out = eqx.nn.Linear(64, 8, key=keys[0]), eqx.nn.Linear(8, 10, key=keys[1])
+            make = eqx.filter_vmap(lambda key: eqx.nn.Linear(8, 8, key=key))
+            self.blocks = make(jax.random.split(keys[2], 3))
+
+        def __call__(self, x):
+            arrays, static = eqx.partition(self.blocks, eqx.is_array)
+            step = lambda h, one: (h + jnp.tanh(eqx.combine(one, static)(h)), None)  # noqa: E731
+            return self.out(lax.scan(step, self.first(x), arrays)[0])
+
+    for model, name in ((Scanned(nnx.Rngs(0)), "blocks.linear"), (Stacked(jax.random.key(0)), "blocks")):
+        report = few(model, batch=(jnp.asarray(X), Y))
+        assert [row.name for row in report.layers] == ["first", *(f"{name}[{turn}]" for turn in range(3)), "out"]
+        assert [row.count for row in report.layers] == [520, 72, 72, 72, 90]
+        assert np.isfinite(report.of("log10_parameter_gradient")).all()
+
+
 class Transformer(nnx.Module):
     def __init__(self, rngs):
         self.embed = nnx.Embed(17, 8, rngs=rngs)
