@@ -115,12 +115,23 @@ def diagnose(
     measured = _measure(program, form, directions, key)
     updates = None
     if optimizer is not None:
-        state = optimizer.init(form.trainable) if optimizer_state is None else optimizer_state
-        updates, _ = optimizer.update(measured.gradient, state, form.trainable)
+        updates = _next_update(optimizer, optimizer_state, measured.gradient, form.trainable)
     rows = _rows(program, form.trainable, measured, updates)
     placed = {path for layer in program.layers for path in layer.parameters}
     sound = all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(form.given) if _is_floating(leaf))
     return _report(rows, float(measured.loss), bool(sound), tuple(path for path in paths if path not in placed))
+
+
+def _next_update(optimizer: Any, state: Any, gradient: Any, trainable: Any) -> Any:
+    try:
+        return optimizer.update(gradient, optimizer.init(trainable) if state is None else state, trainable)[0]
+    except Exception as error:
+        error.add_note(
+            "diagnose gave optimizer.update the gradient, optimizer_state and the parameters. Is that the state that "
+            "optimizer.init has made for these very parameters? Flax's nnx.Optimizer keeps it in another form; without "
+            "optimizer_state, the first update is told."
+        )
+        raise
 
 
 def _report(rows: list[LayerReport], loss: float, sound: bool, elsewhere: tuple[str, ...]) -> Report:

@@ -406,6 +406,13 @@ def test_the_update_is_the_optimisers_next_one() -> None:
     assert report["out"].update_to_weight == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_state_of_other_parameters_gets_a_note() -> None:
+    optimizer = optax.adam(1e-3)
+    with pytest.raises(ValueError, match=r"structure|mismatch|key") as caught:
+        few(dense, PARAMS, (X, Y), optimizer=optimizer, optimizer_state=optimizer.init({"w": PARAMS["w"]}))
+    assert "Is that the state that optimizer.init has made" in "".join(caught.value.__notes__)
+
+
 def test_it_is_shown_as_text_html_picture_and_json() -> None:
     report = few(dense, {**PARAMS, "b": jnp.full(12, -1e3)}, (X, Y), optimizer=optax.sgd(0.1))
     text = str(report)
