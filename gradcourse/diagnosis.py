@@ -32,9 +32,9 @@ from jaxtyping import PRNGKeyArray
 
 from gradcourse.checks import positive_integer
 from gradcourse.findings import findings_of, gradient_slope
-from gradcourse.forms import Form, as_loss
+from gradcourse.forms import Form, as_loss, next_update
 from gradcourse.gradients import CROSS_ENTROPY
-from gradcourse.logdomain import Scaled, to_unit
+from gradcourse.logdomain import Scaled, log2_norms, share_lost, to_unit
 from gradcourse.networks import Network
 from gradcourse.own_network import own_rows
 from gradcourse.probes import Probe, profile
@@ -115,23 +115,11 @@ def diagnose(
     measured = _measure(program, form, directions, key)
     updates = None
     if optimizer is not None:
-        updates = _next_update(optimizer, optimizer_state, measured.gradient, form.trainable)
+        updates = next_update(optimizer, optimizer_state, measured.gradient, form.trainable)
     rows = _rows(program, form.trainable, measured, updates)
     placed = {path for layer in program.layers for path in layer.parameters}
     sound = all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(form.given) if _is_floating(leaf))
     return _report(rows, float(measured.loss), bool(sound), tuple(path for path in paths if path not in placed))
-
-
-def _next_update(optimizer: Any, state: Any, gradient: Any, trainable: Any) -> Any:
-    try:
-        return optimizer.update(gradient, optimizer.init(trainable) if state is None else state, trainable)[0]
-    except Exception as error:
-        error.add_note(
-            "diagnose gave optimizer.update the gradient, optimizer_state and the parameters. Is that the state that "
-            "optimizer.init has made for these very parameters? Flax's nnx.Optimizer keeps it in another form; without "
-            "optimizer_state, the first update is told."
-        )
-        raise
 
 
 def _report(rows: list[LayerReport], loss: float, sound: bool, elsewhere: tuple[str, ...]) -> Report:
@@ -233,10 +221,9 @@ def _squares_of(program: Program, tree: Any) -> list[list[Scaled]]:
 def _log2(parts: list[Scaled], turns: tuple[int, ...]) -> Any:
     """The binary logarithm of the norm of all parts together, per turn."""
     whole = np.full(turns, -inf)
-    for exponent, square in parts:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            one = np.asarray(exponent, np.float64) + np.log2(np.asarray(square, np.float64)) / 2
-            whole = np.logaddexp2(2 * whole, 2 * one) / 2
+    for part in parts:
+        with np.errstate(invalid="ignore"):
+            whole = np.logaddexp2(2 * whole, 2 * log2_norms(part)) / 2
     return whole
 
 
@@ -266,42 +253,32 @@ def _rows(program: Program, trainable: Any, measured: _Measured, updates: Any) -
     weights = jax.device_get(squares_of(trainable))
     moved = None if updates is None else jax.device_get(squares_of(updates))
     sizes = dict(zip(parameter_paths(trainable), map(jnp.size, jax.tree.leaves(trainable)), strict=True))
-    found: list[dict[str, Any]] = []
+    found: list[tuple[dict[str, Any], int, bool]] = []
     for index, layer in enumerate(program.layers):
-        weight = _log2(weights[index], layer.turns)
-        (activation, parameter), pairs = (
-            measured.true[index],
-            zip(measured.norms[index], measured.true[index], strict=True),
-        )
+        weight, (activation, parameter) = _log2(weights[index], layer.turns), measured.true[index]
         ratio = np.full(layer.turns, nan)
         if moved is not None and layer.parameters:
             with np.errstate(invalid="ignore", over="ignore"):
                 ratio = np.exp2(_log2(moved[index], layer.turns) - weight)
-        found.append(
-            {name: np.asarray(values, np.float64) for name, values in measured.seen[index].items()}
-            | {"activation": activation, "parameter": parameter, "lost": np.maximum(*(_lost(*pair) for pair in pairs))}
-            | {"ratio": ratio, "finite_parameters": weight < inf}
+        arrays = {name: np.asarray(values, np.float64) for name, values in measured.seen[index].items()} | {
+            "activation": activation,
+            "parameter": parameter,
+            "lost": np.maximum(*map(share_lost, measured.norms[index], measured.true[index])),
+            "ratio": ratio,
+            "finite_parameters": weight < inf,
+        }
+        count = sum(sizes[path] // (prod(layer.turns) if path in layer.sliced else 1) for path in layer.parameters)
+        waiting = any(
+            path in layer.weights and not np.any(own.square) and np.any(gradient.square)
+            for path, own, gradient in zip(layer.parameters, weights[index], measured.squares[index], strict=True)
         )
+        found.append((arrays, count, waiting))
     rows = []
     for index, turn in program.order():
-        layer = program.layers[index]
-        count = sum(sizes[path] // (prod(layer.turns) if path in layer.sliced else 1) for path in layer.parameters)
-        of_each = zip(layer.parameters, weights[index], measured.squares[index], strict=True)
-        waiting = any(
-            path in layer.weights and not np.any(weight.square) and np.any(gradient.square)
-            for path, weight, gradient in of_each
-        )
-        rows.append(
-            _row(layer, turn, {name: float(values[turn]) for name, values in found[index].items()}, count, waiting)
-        )
+        arrays, count, waiting = found[index]
+        numbers = {name: float(values[turn]) for name, values in arrays.items()}
+        rows.append(_row(program.layers[index], turn, numbers, count, waiting))
     return rows
-
-
-def _lost(plain: Any, true: Any) -> Any:
-    """The share of the norm that underflow has cost."""
-    with np.errstate(invalid="ignore"):
-        share = 1 - np.exp2(np.minimum(plain - true, 0))
-    return np.where(np.isfinite(true), share, 0.0)
 
 
 def _row(layer: FoundLayer, turn: tuple[int, ...], found: dict[str, float], count: int, waiting: bool) -> LayerReport:

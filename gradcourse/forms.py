@@ -16,7 +16,7 @@ import optax
 
 from gradcourse.checks import is_from
 
-__all__ = ["Form", "as_loss"]
+__all__ = ["Form", "as_loss", "next_update"]
 
 
 class Form(NamedTuple):
@@ -83,6 +83,22 @@ def as_loss(
 
     _try(evaluate, trainable, given, model_or_loss)
     return Form(evaluate, trainable, given)
+
+
+def next_update(optimizer: Any, state: Any, gradient: Any, params: Any) -> Any:
+    """Returns what the optimiser would add to the parameters: from `state`, or as its first update if that is `None`.
+
+    Where the optimiser raises, a note is added that says what it was given.
+    """
+    try:
+        return optimizer.update(gradient, optimizer.init(params) if state is None else state, params)[0]
+    except Exception as error:
+        error.add_note(
+            "diagnose gave optimizer.update the gradient, optimizer_state and the parameters. Is that the state that "
+            "optimizer.init has made for these very parameters? Flax's nnx.Optimizer keeps it in another form; without "
+            "optimizer_state, the first update is told."
+        )
+        raise
 
 
 # ---- Parameters

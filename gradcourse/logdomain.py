@@ -10,7 +10,7 @@ vectors is divided by a power of two, which is exact, and the whole exponent is 
 Scaled(exponent=-99, square=1.0)
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,14 @@ __all__ = [
     "check_overflow",
     "dot",
     "finite",
+    "log2_norms",
     "log_ratio",
     "log_root_mean_square",
     "normal",
+    "normal_exponent",
     "profile_of",
     "rescale",
+    "share_lost",
     "times_power",
     "to_unit",
     "total",
@@ -53,9 +56,32 @@ def to_unit(v: Float[Array, "*shape"], axes: tuple[int, ...]) -> tuple[Array, Ar
     The power is kept within what is a normal number in `v`'s dtype; processors may treat smaller ones as zero.
     """
     peak = jnp.max(jnp.abs(v), axis=axes, keepdims=True)
-    limit = -int(jnp.finfo(v.dtype).minexp)
-    shift = jnp.clip(jnp.frexp(peak)[1], -limit, limit)
+    shift = normal_exponent(peak)
     return v * jnp.ldexp(jnp.ones_like(peak), -shift), jnp.squeeze(shift, axes)
+
+
+def normal_exponent(peak: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """Returns the exponent of the power of two next to each number, kept within what is normal in its dtype."""
+    limit = -int(jnp.finfo(peak.dtype).minexp)
+    return jnp.clip(jnp.frexp(peak)[1], -limit, limit)
+
+
+def log2_norms(norms: Scaled) -> Any:
+    """Returns the binary logarithms of the norms in float64, outside of `jit`; minus infinity for 0."""
+    exponent, square = (np.asarray(part, np.float64) for part in norms)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return exponent + np.log2(square) / 2
+
+
+def share_lost(plain: Any, true: Any) -> Any:
+    """Returns the share of norms that underflow has cost, both given as binary logarithms; 0 where they are 0.
+
+    >>> float(share_lost(-101.0, -100.0)), float(share_lost(-np.inf, -100.0)), float(share_lost(-np.inf, -np.inf))
+    (0.5, 1.0, 0.0)
+    """
+    with np.errstate(invalid="ignore"):
+        share = 1 - np.exp2(np.minimum(np.subtract(plain, true), 0))
+    return np.where(np.isfinite(true), share, 0.0)
 
 
 def times_power(h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]) -> Float[Array, "batch *shape"]:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from gradcourse.checks import known_name
 from gradcourse.claims import Table
+from gradcourse.json_values import json_value
 
 if TYPE_CHECKING:
     from gradcourse.report import Finding
@@ -53,13 +54,12 @@ class MonitorHistory:
         head = f"{count} snapshot{'s'[: count != 1]} of {depth} layers, steps {self.step[0]} to {self.step[-1]}"
         when = sorted({0, count // 2, count - 1})
         columns: list[tuple[str, list[str]]] = [("layer", list(self.layers))]
-        for name, values, form in (
-            ("log10 gradient", self.log10_gradient, ".2g"),
-            ("update/weight", self.update_to_weight, ".2g"),
-        ):
-            for snapshot in when if values is not None else ():
+        for name, values in (("log10 gradient", self.log10_gradient), ("update/weight", self.update_to_weight)):
+            if values is None:
+                continue
+            for snapshot in when:
                 label = f"step {self.step[snapshot]}"
-                words = [f"{value:{form}}" for value in values[snapshot]] if values is not None else []
+                words = [f"{value:.2g}" for value in values[snapshot]]
                 columns.append((f"{name}, {label}" if snapshot == when[0] else label, words))
         if self.zero_share is not None:
             columns.append(("zeros", [f"{share:.0%}" for share in self.zero_share[-1]]))
@@ -133,17 +133,7 @@ class MonitorHistory:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the same as lists, for JSON: infinities as words, `None` for NaN and for what was not looked at."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, np.ndarray):
-                return plain(value.tolist())
-            if isinstance(value, list | tuple):
-                return [plain(entry) for entry in value]
-            if isinstance(value, float) and not np.isfinite(value):
-                return None if np.isnan(value) else str(value)
-            return value
-
-        return {name: plain(value) for name, value in asdict(self).items()}
+        return json_value(asdict(self))
 
     def write(self, writer: Any, prefix: str = "gradcourse") -> None:
         """Writes every scalar to `writer`, which has `add_scalar(tag, value, step)`, as TensorBoard's writers do.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from math import inf, log, nan, prod
+from math import log, log10, nan, prod
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from gradcourse.forms import next_update
 from gradcourse.gradients import (
     CROSS_ENTROPY,
     activation_gradient_norms,
@@ -19,6 +20,7 @@ from gradcourse.gradients import (
 )
 from gradcourse.jacobians import layer_jacobian_norms
 from gradcourse.layers import Layer
+from gradcourse.logdomain import log2_norms, share_lost
 from gradcourse.networks import Network, Params
 from gradcourse.probes import squares
 from gradcourse.report import LayerReport
@@ -26,6 +28,8 @@ from gradcourse.tracing import parameter_paths
 from gradcourse.units import activation_statistics
 
 __all__ = ["own_rows"]
+
+LOG10_OF_2 = log10(2)
 
 
 def own_rows(
@@ -56,15 +60,14 @@ def own_rows(
     at_output = jax.grad(lambda output: jax.vmap(loss)(output, y).mean())(output)
     # The engine's norms are per example; a report's are of the gradient of the mean, over the whole batch.
     of_batch = at_inputs.log10_norm - np.log10(len(x)) / 2
-    activation = [*of_batch[1:], _log10(squares(at_output))]
+    activation = [*of_batch[1:], log2_norms(squares(at_output)) * LOG10_OF_2]
     names = network.layer_names
     true = dict(zip(by_parameters.layers, by_parameters.log10_norm, strict=True))
-    plain = dict(zip(by_parameters.layers, _log10(layer_squares(network, "all", gradient)), strict=True))
+    plain = log2_norms(layer_squares(network, "all", gradient))
+    lost = dict(zip(true, share_lost(plain, by_parameters.log10_norm / LOG10_OF_2), strict=True))
     ratio = dict.fromkeys(names, nan)
     if optimizer is not None:
-        state = optimizer.init(params) if optimizer_state is None else optimizer_state
-        updates, _ = optimizer.update(gradient, state, params)
-        ratios = update_to_weight_ratios(network, params, updates)
+        ratios = update_to_weight_ratios(network, params, next_update(optimizer, optimizer_state, gradient, params))
         ratio |= dict(zip(ratios.layers, 10.0**ratios.log10_norm, strict=True))
     units = dict(zip(names, _statistics(network, params, x), strict=True))
     per_layer = [(p, stage) for p, stage in zip(params, network.stages, strict=True) for _ in range(stage.repeats)]
@@ -90,7 +93,7 @@ def own_rows(
                 update_to_weight=float(ratio[name]),
                 gain=float(gain),
                 gain_error=float(gain * 2 * log(10) * np.asarray(gains.standard_error)[index]),
-                lost=_lost(plain[name], true[name]) if name in true else 0.0,
+                lost=float(lost.get(name, 0.0)),
                 units=int(shape[-1]) if stage.layer.activation is not None else 0,
                 in_chain=bool(p),
             )
@@ -117,14 +120,3 @@ def _statistics(network: Network, params: Params, x: Array) -> list[dict[str, An
         for found, stage in zip(stages, network.stages, strict=True)
         for index in range(stage.repeats)
     ]
-
-
-def _log10(norms: Any) -> Any:
-    with np.errstate(divide="ignore"):
-        exponent, square = (np.asarray(part, np.float64) for part in norms)
-        return exponent * np.log10(2) + np.log10(square) / 2
-
-
-def _lost(plain: float, true: float) -> float:
-    """The share of the norm that plain autodiff loses to underflow."""
-    return 0.0 if true == -inf else max(0.0, 1 - 10.0 ** min(plain - true, 0))

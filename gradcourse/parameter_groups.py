@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradcourse.checks import known_name
+from gradcourse.logdomain import normal_exponent
 
 __all__ = ["Group", "Grouping", "all_finite", "log2_norms", "zero_shares"]
 
@@ -87,8 +88,7 @@ def log2_norms(group: Group, leaves: list[Any] | None) -> Any:
         return jnp.full(len(group.names), jnp.nan, jnp.float32)
     rows = [part for leaf in leaves for part in _rows(group, leaf)]
     peak = jnp.stack([jnp.abs(row).max(axis=1, initial=0) for row in rows]).max(axis=0)
-    limit = -int(jnp.finfo(peak.dtype).minexp)
-    exponent = jnp.clip(jnp.frexp(peak)[1], -limit, limit)
+    exponent = normal_exponent(peak)
     factor = jnp.ldexp(jnp.ones_like(peak), -exponent)[:, None]
     square = jnp.stack([jnp.square(row * factor).sum(axis=1) for row in rows]).sum(axis=0)
     return exponent.astype(jnp.float32) + jnp.log2(square).astype(jnp.float32) / 2

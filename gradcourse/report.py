@@ -15,6 +15,7 @@ import numpy as np
 
 from gradcourse.checks import known_name
 from gradcourse.claims import Table
+from gradcourse.json_values import json_value
 from gradcourse.plots import Figure, profiles
 from gradcourse.profile import Profile
 
@@ -218,7 +219,7 @@ class Report:
         """Returns all of it as what JSON can hold: infinities as words, `None` for what a layer does not have."""
         whole = {field.name: getattr(self, field.name) for field in fields(self)}
         whole |= {"layers": [asdict(row) for row in self.layers], "findings": [asdict(one) for one in self.findings]}
-        return _plain({"healthy": self.healthy, **whole})
+        return json_value({"healthy": self.healthy, **whole})
 
 
 def fill_each(text: str) -> str:
@@ -226,16 +227,6 @@ def fill_each(text: str) -> str:
     return "\n".join(
         fill(line, 100, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 3)) for line in text.splitlines()
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(one) for one in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None if isnan(value) else str(value)
-    return value
 
 
 def _bold(entry: str, wanted: bool) -> str:

@@ -135,10 +135,13 @@ class _Plan:
     def all(self, turns: tuple[int, ...] = ()) -> Iterable[tuple[_Site, tuple[int, ...]]]:
         """Yields every site in the order of the program, with the turns of the scans round it."""
         turns = (*turns, *self.turns)
-        found: list[Any] = [(site.met, [(site, turns)]) for site in self.sites]
-        found += [(index, plan.all(turns)) for index, plan in self.inner.items()]
-        for _, sites in sorted(found, key=lambda one: one[0]):
-            yield from sites
+        for one in self.parts():
+            yield from [(one, turns)] if isinstance(one, _Site) else one.all(turns)
+
+    def parts(self) -> "list[_Site | _Plan]":
+        """Returns the sites and the plans in the order of the program."""
+        found: list[Any] = [*((site.met, site) for site in self.sites), *self.inner.items()]
+        return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
 
 # ---- Finding
@@ -400,8 +403,7 @@ def _layers(plan: _Plan, shapes: Mapping[str, tuple[int, ...]]) -> tuple[FoundLa
 
 
 def _order(plan: _Plan) -> Iterable[tuple[int, tuple[int, ...]]]:
-    found: list[Any] = [(site.met, site) for site in plan.sites] + list(plan.inner.items())
-    for _, one in sorted(found, key=lambda pair: pair[0]):
+    for one in plan.parts():
         if isinstance(one, _Site):
             yield one.index, ()
             continue

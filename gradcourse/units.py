@@ -52,12 +52,11 @@ def activation_statistics(
     dead = silent
     for place in further:
         dead = dead & (slope(jnp.broadcast_to(place, s.shape)) == 0).all(axis=examples)
-    small, exponent = to_unit(
-        value.astype(jnp.float32), tuple(range(value.ndim))
-    )  # squares overflow where values do not
+    wide = value.astype(jnp.float32)
+    small, exponent = to_unit(wide, tuple(range(value.ndim)))  # squares overflow where values do not
     finite = jnp.isfinite(s).all() & jnp.isfinite(value).all()
     found = {
-        "mean": value.astype(jnp.float32).mean(),
+        "mean": wide.mean(),
         "deviation": jnp.ldexp(small.std(), exponent),
         "finite": finite.astype(jnp.float32),
     }
