@@ -23,8 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as _MatplotlibFigure
 from matplotlib.ticker import MaxNLocator
 
-from gradcourse.activations import resolve
-from gradcourse.jacobians import GainSplit
+from gradcourse.measure.jacobians import GainSplit
+from gradcourse.nn.activations import resolve
 from gradcourse.profile import Profile
 
 __all__ = [
@@ -292,7 +292,7 @@ def gain_split(
 def costs(points: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
     """Returns seconds to run and seconds to compile against depth, for every way of measuring all layers.
 
-    `points` are those of `gradcourse.bench.depth_scan`; a way that compiles nothing is left out on the right.
+    `points` are those of `gradcourse.course.bench.depth_scan`; a way that compiles nothing is left out on the right.
     """
     figure, panels = _panels(2, sharey=True)
     ways = list(dict.fromkeys(point["way"] for point in points))

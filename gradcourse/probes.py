@@ -35,8 +35,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
-from gradcourse.checks import known_false
-from gradcourse.logdomain import Scaled, normal, total
+from gradcourse._checks import known_false
+from gradcourse._logdomain import Scaled, normal, total
 from gradcourse.profile import Profile
 
 __all__ = [

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from gradcourse.datasets import digits
+from gradcourse.training.data import digits
 
 BATCH, CLASSES = 32, 10
 

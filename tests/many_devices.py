@@ -8,10 +8,10 @@ import sys
 import jax
 import numpy as np
 
-from gradcourse.jacobians import backward_jacobian_norms, forward_jacobian_norms, layer_jacobian_norms
-from gradcourse.layers import Conv, Dense, Flatten, MaxPool
-from gradcourse.networks import sequential
-from gradcourse.sweeps import over_seeds
+from gradcourse.measure.jacobians import backward_jacobian_norms, forward_jacobian_norms, layer_jacobian_norms
+from gradcourse.nn.layers import Conv, Dense, Flatten, MaxPool
+from gradcourse.nn.network import sequential
+from gradcourse.training.sweeps import over_seeds
 
 NETWORK = sequential((4, 4, 2), [*[Conv(2, "tanh")] * 3, MaxPool(2), Flatten(), Dense(8, "sigmoid"), Dense(8)])
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradcourse.layers import AvgPool, Conv, Dense, Flatten, MaxPool
-from gradcourse.shortcuts import Residual
+from gradcourse.nn.blocks import Residual
+from gradcourse.nn.layers import AvgPool, Conv, Dense, Flatten, MaxPool
 
 
 def drawn(network, seed=0, *, batch=3, gain=1.0, bias=0.2, positive=False):

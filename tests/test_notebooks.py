@@ -9,7 +9,7 @@ import nbformat
 import numbers_in_prose
 import pytest
 
-from gradcourse.claims import CLAIMS
+from gradcourse.course.claims import CLAIMS
 
 CHAPTERS = guard.chapters()
 

@@ -10,11 +10,11 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 from gradcourse import plots
-from gradcourse.activations import ACTIVATIONS
-from gradcourse.jacobians import log_gain_split
-from gradcourse.networks import mlp
+from gradcourse.measure.jacobians import log_gain_split
+from gradcourse.nn.activations import ACTIVATIONS
+from gradcourse.nn.network import mlp
 from gradcourse.profile import Profile
-from gradcourse.sweeps import over_seeds
+from gradcourse.training.sweeps import over_seeds
 
 LAYERS = tuple(f"{layer} dense" for layer in range(4))
 MAIN = ("sigmoid", "tanh", "relu")

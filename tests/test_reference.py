@@ -3,26 +3,11 @@
 import ast
 import sys
 from importlib import invalidate_caches
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from textwrap import dedent
-from types import ModuleType
 
-import guard
+import api_reference as api
 import pytest
-
-
-def extension() -> ModuleType:
-    """The book's extension, which lies on nobody's path but Sphinx's."""
-    spec = spec_from_file_location("api_reference", guard.ROOT / "book" / "_ext" / "api_reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["api_reference"] = module_from_spec(spec)  # data classes look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-api = extension()
 
 
 @pytest.fixture
@@ -170,13 +155,15 @@ def test_methods_of_private_bases_are_the_classes_own(package) -> None:
 
 def test_names_lead_to_what_they_mean_where_they_stand() -> None:
     package = api.Package("gradcourse")
-    jacobians, meanfield = (package.modules[f"gradcourse.{name}"] for name in ("jacobians", "meanfield"))
+    jacobians, meanfield = (package.modules[f"gradcourse.{name}"] for name in ("measure.jacobians", "theory.meanfield"))
     norms = "backward_jacobian_norms"
-    assert package.find(norms, jacobians) == f"gradcourse.jacobians.{norms}"
-    assert package.find(norms, meanfield) == f"gradcourse.meanfield.{norms}"
-    assert package.find(norms, package.modules["gradcourse.plots"]) == f"gradcourse.jacobians.{norms}"
+    assert package.find(norms, jacobians) == f"gradcourse.measure.jacobians.{norms}"
+    assert package.find(norms, meanfield) == f"gradcourse.theory.meanfield.{norms}"
+    assert package.find(norms, package.modules["gradcourse.plots"]) == f"gradcourse.measure.jacobians.{norms}"
     assert package.find("Profile.slopes", jacobians) == "gradcourse.profile.Profile.slopes"
-    assert package.find("gradcourse.directions", jacobians) == "gradcourse.directions"
+    assert package.find("gradcourse.measure.directions", jacobians) == "gradcourse.measure.directions"
+    assert package.find("diagnosis.findings", jacobians) == "gradcourse.diagnosis.findings"
+    assert package.find("gc.nn.Residual", jacobians) == "gradcourse.nn.blocks.Residual"
     assert package.find("slopes", package.modules["gradcourse.profile"], "gradcourse.profile.Profile") == (
         "gradcourse.profile.Profile.slopes"
     )
@@ -188,9 +175,22 @@ def test_names_lead_to_what_they_mean_where_they_stand() -> None:
 def test_names_are_shown_as_one_would_write_them() -> None:
     package = api.Package("gradcourse")
     modules = package.modules
-    assert package.call(modules["gradcourse.networks"], "mlp") == "gc.mlp"
+    assert package.call(modules["gradcourse.nn.network"], "mlp") == "gc.mlp"
     assert package.call(modules["gradcourse.plots"], "profiles") == "gc.plots.profiles"
-    assert package.call(modules["gradcourse.checks"], "known_name") == "gradcourse.checks.known_name"
+    assert package.call(modules["gradcourse.nn.blocks"], "Residual") == "gc.nn.Residual"
+    assert package.call(modules["gradcourse.nn.network"], "Stage") == "gradcourse.nn.network.Stage"
+
+
+def test_what_a_package_hands_on_has_its_entry_where_it_is_defined(package) -> None:
+    made = package(
+        __init__="from PACKAGE.inner import f\n__all__ = ['f']",
+        inner='"""Words."""\nfrom PACKAGE.core import f\n__all__ = ["f"]',
+        core='"""Words."""\n__all__ = ["f"]\ndef f():\n    """Words."""',
+    )
+    texts = {name.rpartition(".")[2]: api.module_text(made, module) for name, module in made.modules.items()}
+    assert "py:function" in texts["core"]
+    assert "py:function" not in texts["inner"]
+    assert made.call(made.modules[f"{made.name}.core"], "f") == "gc.f"
 
 
 # ---- nothing is forgotten

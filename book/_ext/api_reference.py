@@ -1,8 +1,9 @@
 """`{api-reference} gradcourse`: the reference of a package, made of its docstrings, which are Markdown.
 
 First a table of its modules, then a section for each: its docstring and, in source order, every name of its
-`__all__`. Modules are found by looking and read without being imported, so signatures are shown as they were written,
-and none can be forgotten: a module without `__all__` and a public name without a docstring stop the build.
+`__all__` that it defines; what a package merely hands on has its entry where it is defined. Modules are found by
+looking and read without being imported, so signatures are shown as they were written, and none can be forgotten: a
+module without `__all__` and a public name without a docstring stop the build.
 
 A name in backticks leads to what it means in the module where it is written: a parameter is itself, a class's own
 methods come next, then what the module defines or imports, then what the package hands out.
@@ -94,8 +95,9 @@ class Module:
         """The full name of everything that the module defines or imports at its top."""
         found: dict[str, str] = {}
         for node in self.tree.body:
-            if isinstance(node, ast.ImportFrom) and node.module:
-                found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            if isinstance(node, ast.ImportFrom):  # relative ones stand in a package's own stub
+                origin = ".".join(filter(None, [self.name if node.level else None, node.module]))
+                found |= {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in node.names}
             elif isinstance(node, ast.Import):
                 found |= {alias.asname: alias.name for alias in node.names if alias.asname}
         return found | {name: f"{self.name}.{name}" for name in self.definitions}
@@ -144,12 +146,30 @@ class Package:
         spec = find_spec(self.name)
         assert spec is not None
         assert spec.origin is not None
-        return Module(self.name, Path(spec.origin))
+        stub = Path(spec.origin).with_suffix(".pyi")  # of a package that loads what it hands out when it is asked for
+        return Module(self.name, stub if stub.exists() else Path(spec.origin))
 
     @cached_property
     def handed_out(self) -> dict[str, str]:
-        """The short name, such as `gc.mlp`, of all that the package hands out, by full name."""
-        return {self.front.namespace[name]: f"{ALIAS}.{name}" for name in self.front.public}
+        """The shortest name, such as `gc.mlp` or `gc.nn.Residual`, of all that the package hands out, by full name."""
+        found: dict[str, str] = {}
+        for name in self.front.public:
+            short, full = f"{ALIAS}.{name}", self.defined(self.front.namespace[name])
+            found[full] = short
+            if module := self.modules.get(full):
+                for inner in module.public:
+                    found.setdefault(self.defined(module.namespace[inner]), f"{short}.{inner}")
+        return found | {self.defined(self.front.namespace[name]): f"{ALIAS}.{name}" for name in self.front.public}
+
+    def defined(self, full: str) -> str:
+        """The full name under which something is defined that a module may have from its neighbour."""
+        owner, _, last = full.rpartition(".")
+        while full not in self.modules and owner in self.modules:
+            further = self.modules[owner].namespace.get(last, full)
+            if further == full:
+                break
+            full, (owner, _, last) = further, further.rpartition(".")
+        return full
 
     @cached_property
     def entries(self) -> set[str]:
@@ -157,7 +177,9 @@ class Package:
         found = set(self.modules)
         for module in self.modules.values():
             for name in module.public:
-                found.add(full := f"{module.name}.{name}")
+                if (full := f"{module.name}.{name}") != self.defined(full):
+                    continue
+                found.add(full)
                 if isinstance(node := module.definitions.get(name), ast.ClassDef):
                     found |= {f"{full}.{method}" for method in module.methods(node)}
         return found
@@ -167,12 +189,12 @@ class Package:
         return any(full == module.name or full.rpartition(".")[0] == module.name for full in self.handed_out)
 
     def call(self, module: Module, name: str) -> str:
-        """What a reader writes for a name: `gc.mlp`, `gc.plots.profiles`, `gradcourse.checks.known_name`."""
+        """What a reader writes for a name: `gc.mlp`, `gc.plots.profiles`, `gradcourse._checks.known_name`."""
         return self.handed_out.get(f"{module.name}.{name}") or f"{self.handed_out.get(module.name, module.name)}.{name}"
 
     def find(self, name: str, module: Module, within: str = "", hidden: frozenset[str] = frozenset()) -> str | None:
         """The full name of the entry that `name` means in `module`, within a class perhaps; `hidden` mean no entry."""
-        head, _, rest = name.removesuffix("()").partition(".")
+        head, _, rest = name.removeprefix(f"{ALIAS}.").removesuffix("()").partition(".")
         if head in hidden:
             return None
         for place in (within, module.namespace.get(head), self.front.namespace.get(head), head):
@@ -180,11 +202,12 @@ class Package:
                 continue
             full = f"{place}.{head}" if place == within else place
             full = f"{full}.{rest}" if rest else full
-            for _ in range(3):  # a module may import what its neighbour has imported
-                if full in self.entries:
-                    return full
-                owner, _, last = full.rpartition(".")
-                full = self.modules[owner].namespace.get(last, full) if owner in self.modules else full
+            for target in (self.defined(full), self.defined(f"{self.name}.{full}")):
+                if target in self.entries:
+                    return target
+                owner, _, last = target.rpartition(".")  # a method of a class that is handed on
+                if (method := f"{self.defined(owner)}.{last}") in self.entries:
+                    return method
         return None
 
 
@@ -367,6 +390,8 @@ def module_text(package: Package, module: Module) -> str:
         markdown(module.docstring, partial(package.find, module=module, hidden=frozenset({module.name}))),
     ]
     for name in module.public:
+        if package.defined(full := f"{module.name}.{name}") != full:
+            continue
         match module.definitions.get(name):
             case ast.FunctionDef() | ast.AsyncFunctionDef() as node:
                 parts.append(function_entry(package, module, node))

@@ -1,6 +1,6 @@
 """The book's own Sphinx extension: pages that ask no other host for anything, and the table of claims.
 
-`{claims-table}` sets out the ledger, `gradcourse.claims.CLAIMS`, beside what the chapters have measured: each
+`{claims-table}` sets out the ledger, `gradcourse.course.claims.CLAIMS`, beside what the chapters have measured: each
 record stored in a notebook is one measurement.
 """
 
@@ -16,7 +16,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from gradcourse.claims import CLAIMS, overall_verdict, stored_records
+from gradcourse.course.claims import CLAIMS, overall_verdict, stored_records
 
 NOT_YET = "not yet measured"
 HEADINGS = ("Claim", "Who", "What was said", "Measured", "Verdict", "Where")

@@ -1,0 +1,244 @@
+"""The ledger: who claimed what on the question-and-answer page, what was measured, and the verdict.
+
+A chapter calls `record` with the values it measured and the range in which they would support the claim. The verdict
+is computed, by one rule for the whole course:
+
+- **supported**: the 95 % interval of the measured value lies inside the range that the claim predicts;
+- **refuted**: it lies outside;
+- **qualified**: it straddles the border.
+
+A claim measured in several ways is supported, or refuted, if all of them agree, and qualified otherwise. A notebook
+stores the records that its cells show: `stored_records` reads them, and `ledger` sets out all claims by them.
+
+>>> record("C10", "largest slope of the sigmoid", 0.25, supported_by=(0.0, 0.25), digits=2)
+C10 supported: largest slope of the sigmoid 0.25 (supported if at most 0.25)
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import ArrayLike
+
+from gradcourse._checks import known_name
+from gradcourse.course.intervals import estimate, interval
+from gradcourse.tables import Table
+
+__all__ = [
+    "CLAIMS",
+    "Claim",
+    "Record",
+    "ledger",
+    "overall_verdict",
+    "record",
+    "stored_records",
+    "what_we_measured",
+]
+
+RECORD_MIME = "application/vnd.gradcourse.record+json"
+VERDICTS = ("supported", "qualified", "refuted")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the page, in our words: its id, who made it, and the claim."""
+
+    id: str
+    who: str
+    text: str
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim("C01", "Aly", "Deep belief nets get round the problem by stacking layers that were pretrained one by one."),
+    Claim(
+        "C02",
+        "Wikipedia, quoted by Aly",
+        "GPUs are so fast that plain back-propagation works for deep nets in spite of vanishing gradients.",
+    ),
+    Claim("C03", "Aly", "Why would a faster processor fix a derivative at all?"),
+    Claim(
+        "C04",
+        "Charlie Parker",
+        "Because many fast steps still move the early weights, although each gradient is small.",
+    ),
+    Claim(
+        "C05",
+        "Sangram",
+        "Early layers learn very slowly; more updates per hour make the problem go away to some extent.",
+    ),
+    Claim("C06", "Anu", "Fast matrix products have nothing to do with derivatives; initialisation matters more."),
+    Claim("C07", "Lucas", "Vanishing gradients force small learning rates, and so many small steps."),
+    Claim("C08", "Lucas", "For CNNs, going from sigmoid to rectified linear units probably had the largest effect."),
+    Claim(
+        "C09",
+        "Lucas",
+        "A weight's gradient is the gradient of the output, times the slope at the pre-activation, times the input.",
+    ),
+    Claim(
+        "C10",
+        "Lucas",
+        "The logistic function's derivative is near zero for large and small inputs; so its gradients vanish.",
+    ),
+    Claim("C11", "Lucas", "A rectifier's derivative is 0 for negative inputs and 1 for positive ones."),
+    Claim("C12", "Lucas", "Proper weight initialisation is another important contribution."),
+    Claim(
+        "C13",
+        "Hans-Peter Stoerr",
+        "A rectifier's gradient is often exactly zero, which is worse: an unlucky unit never changes.",
+    ),
+    Claim("C14", "Sunside", "Perhaps that is why leaky or noisy rectifiers are used."),
+    Claim("C15", "Charlie Parker", "If gradients are small already, a small learning rate only makes it worse."),
+    Claim(
+        "C16",
+        "Lucas, replying",
+        "Not all gradients are small; they shrink on the way back: small in some layers, large in others.",
+    ),
+    Claim(
+        "C17",
+        "Lucas, replying",
+        "With a large rate the layers with large gradients blow up, so the rate must be small.",
+    ),
+    Claim("C18", "Lucas, replying", "Several learning rates are another way, at the price of more hyper-parameters."),
+    Claim("C19", "runDOSrun", "The learning rate is mainly tied to the exploding gradient."),
+    Claim(
+        "C20",
+        "runDOSrun",
+        "Too small a rate does not prevent vanishing; it delays the effect because learning slows down.",
+    ),
+    Claim("C21", "runDOSrun", "The cause is the repeated nonlinearity and the multiplication by small numbers."),
+    Claim("C22", "runDOSrun", "The trend to smaller rates has to do with compute, not with vanishing."),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measurement of one claim, with its verdict; shown in a notebook, it enters the book's table of claims."""
+
+    claim: Claim
+    quantity: str
+    measured: str
+    rule: str
+    verdict: str
+
+    def __repr__(self) -> str:
+        return f"{self.claim.id} {self.verdict}: {self.quantity} {self.measured} ({self.rule})"
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        sentence = f"**{self.claim.id}** ({self.claim.who}): {self.claim.text}"
+        return {
+            "text/plain": repr(self),
+            "text/markdown": f"{sentence}\n\nMeasured: {self.quantity} **{self.measured}**. "
+            f"Verdict: **{self.verdict}** ({self.rule}).",
+            RECORD_MIME: {
+                "claim": self.claim.id,
+                "quantity": self.quantity,
+                "measured": self.measured,
+                "rule": self.rule,
+                "verdict": self.verdict,
+            },
+        }
+
+
+def record(
+    claim: str,
+    quantity: str,
+    samples: ArrayLike,
+    *,
+    supported_by: tuple[float, float],
+    digits: int = 3,
+    below: float | None = None,
+) -> Record:
+    """Returns the record, with its verdict, of `samples` (one value per seed, or an exact number) for a claim.
+
+    `supported_by` is the range `(low, high)` of values that would support the claim, ends included; give an infinite
+    end for "at least" or "at most". `digits` are the decimals shown. For rounding residuals, whose digits differ
+    between processors, `below` shows only that every sample is below it. Raises `ValueError` for an unknown claim, an
+    empty range, or a sample that is not below `below`.
+
+    >>> record("C21", "decades lost per layer", np.array([0.84, 0.85, 0.86]), supported_by=(0.1, inf), digits=2)
+    C21 supported: decades lost per layer 0.85 [0.83, 0.87] (supported if at least 0.1)
+    """
+    known = {entry.id: entry for entry in CLAIMS}
+    low, high = supported_by
+    if not low <= high:
+        raise ValueError(f"supported_by={supported_by!r} is an empty range; accepted is (low, high) with low <= high.")
+    _, start, end = interval(samples)
+    inside, outside = low <= start and end <= high, end < low or start > high
+    if below is not None and np.max(samples) >= below:
+        raise ValueError(f"below={below!r} is accepted above every sample; the largest is {np.max(samples):.3g}.")
+    measured = estimate(samples, f"z.{digits}f") if below is None else f"below {below:g}"
+    return Record(
+        known[known_name("claim", claim, known)],
+        quantity,
+        measured,
+        f"supported if {_range(low, high)}",
+        "supported" if inside else "refuted" if outside else "qualified",
+    )
+
+
+def overall_verdict(verdicts: Sequence[str]) -> str:
+    """Returns the verdict on a claim that was measured in several ways.
+
+    >>> overall_verdict(["supported", "refuted"])
+    'qualified'
+    """
+    found = {known_name("verdict", verdict, VERDICTS) for verdict in verdicts}
+    if not found:
+        raise ValueError("verdicts is empty; accepted is at least one.")
+    return found.pop() if len(found) == 1 else "qualified"
+
+
+def stored_records(notebook: str | Path) -> list[tuple[int, Record]]:
+    """Returns the records that a notebook's cells have shown, each with its cell's position in the notebook.
+
+    Raises `ValueError` for a record of a claim that is not in the ledger.
+    """
+    known = {entry.id: entry for entry in CLAIMS}
+    found = []
+    for position, cell in enumerate(json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]):
+        for output in cell.get("outputs", []):
+            if fields := output.get("data", {}).get(RECORD_MIME):
+                claim = known[known_name("claim", fields["claim"], known)]
+                found.append((position, Record(**fields | {"claim": claim})))
+    return found
+
+
+def ledger(chapters: Mapping[str, Iterable[Record]]) -> Table:
+    """Returns every claim with its verdict, what was measured first for each verdict on it, and the chapters.
+
+    `chapters` gives each chapter's records by the chapter's name. A claim that none of them has is `not yet measured`.
+
+    >>> told = record("C10", "largest slope", 0.25, supported_by=(0.0, 0.25), digits=2)
+    >>> ledger({"2": [told]}).rows[9]
+    ('C10', 'Lucas', 'supported', 'largest slope: 0.25', '2')
+    """
+    rows = []
+    for claim in CLAIMS:
+        found = [(name, one) for name, records in chapters.items() for one in records if one.claim == claim]
+        verdicts = [one.verdict for _, one in found]
+        first = [found[verdicts.index(verdict)][1] for verdict in dict.fromkeys(verdicts)]
+        numbers = [f"{one.quantity}: {one.measured}" + (f" ({one.verdict})" if len(first) > 1 else "") for one in first]
+        where = dict.fromkeys(name for name, _ in found)
+        verdict = overall_verdict(verdicts) if verdicts else "not yet measured"
+        rows.append((claim.id, claim.who, verdict, "; ".join(numbers) or "-", ", ".join(where) or "-"))
+    return Table(("Claim", "Who", "Verdict", "Measured", "Chapters"), rows)
+
+
+def what_we_measured(*rows: tuple[str, str, str]) -> Table:
+    """Returns a chapter's closing table; each row is (quantity, predicted, measured).
+
+    >>> what_we_measured(("decades per layer", "0.850", "0.849"))
+    Quantity           Predicted  Measured
+    decades per layer  0.850      0.849
+    """
+    return Table(("Quantity", "Predicted", "Measured"), rows)
+
+
+def _range(low: float, high: float) -> str:
+    if low == -inf or (low == 0 and high != inf):
+        return f"at most {high:g}"
+    return f"at least {low:g}" if high == inf else f"between {low:g} and {high:g}"

@@ -1,0 +1,251 @@
+"""Chapter 10: sigmoid networks trained in short formats, weights kept in them, and a device's own short products."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float
+
+from gradcourse._checks import known_name
+from gradcourse._logdomain import dot
+from gradcourse.course.recording import Experiment, grid, kept_digits
+from gradcourse.measure.gradients import activation_gradient_norms
+from gradcourse.nn.layers import Dense
+from gradcourse.nn.network import Network, mlp
+from gradcourse.training.precision import Dynamic, gradient_in, train_in, vanishing_point
+
+__all__ = [
+    "DEPTHS",
+    "EXPERIMENTS",
+    "KEPT",
+    "ON_DEVICE",
+    "WAYS",
+    "check_platform",
+    "kept_weights",
+    "matrix_product",
+    "product_error",
+    "products_on",
+    "reach_on",
+    "sign_descent",
+    "with_products",
+]
+
+SEEDS = range(5)
+DEPTHS = range(4, 15)
+WAYS: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "float16": {"dtype": "float16"},
+    "float16, scaled": {"dtype": "float16", "loss_scale": 2.0**15},
+    "float16, dynamic": {"dtype": "float16", "loss_scale": Dynamic(2.0**15, patience=100)},
+}
+KEPT: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": "float32"},
+    "bfloat16, kept in float32": {"dtype": "bfloat16"},
+    "bfloat16, rounded to nearest": {"dtype": "bfloat16", "keep": "nearest"},
+    "bfloat16, rounded stochastically": {"dtype": "bfloat16", "keep": "stochastic"},
+}
+
+
+def _descended(network: Any, optimizer: Any, seed: int, **settings: Any) -> Any:
+    """A run of `train_in` from a fresh draw, watched on the first 500 training images."""
+    init_key, key = jax.random.split(jax.random.key(seed))
+    data = kept_digits()
+    watch = data.x_train[:500], data.y_train[:500]
+    return train_in(network, network.init(key=init_key), data, optimizer, watch=watch, key=key, **settings)
+
+
+def sign_descent(hidden: int, way: str, seed: int, steps: int = 2000, every: int = 100) -> dict[str, Any]:
+    """Returns the `loss` of so many sigmoid layers of 64, standard weights, every `every` steps of sign descent.
+
+    Each weight moves by 0.001 per step, up or down as its gradient's sign says, and not where that is 0. `scale` and
+    `skipped` are the loss scale at the end and the number of steps left out.
+    """
+    network = mlp(64, [64] * hidden, 10, activation="sigmoid", init="standard")
+    run = _descended(network, optax.sign_sgd, seed, learning_rate=1e-3, steps=steps, every=every, **WAYS[way])
+    return {"loss": run.loss, "scale": run.scale[-1], "skipped": run.skipped[-1]}
+
+
+def kept_weights(way: str, seed: int, steps: int = 3000, every: int = 300) -> dict[str, Any]:
+    """Returns `loss` and `accuracy` of five tanh layers of 64, Glorot's weights, in plain descent at 0.003."""
+    network = mlp(64, [64] * 5, 10, activation="tanh", init="glorot_uniform")
+    run = _descended(network, optax.sgd, seed, learning_rate=3e-3, steps=steps, every=every, **KEPT[way])
+    return {"loss": run.loss, "accuracy": run.accuracy}
+
+
+# ---- Products as a device computes them
+
+ON_DEVICE: dict[str, Any] = {
+    "highest": lax.Precision.HIGHEST,
+    "default": lax.Precision.DEFAULT,
+    "tensorfloat32": lax.Precision.HIGH,
+    "bfloat16": None,
+}
+AWAY = "tensorfloat32, ties away"  # an emulation, for any device
+NETWORKS = {"sigmoid": "standard", "relu": "he_normal", "gelu": "he_normal"}  # activation and initialisation
+
+
+def check_platform(platform: str) -> None:
+    """Raises `ValueError` where this is not the `platform` asked for."""
+    if jax.default_backend() != platform:
+        raise ValueError(f"platform={platform!r} is asked for and this is {jax.default_backend()!r}; record it there.")
+
+
+def matrix_product(a: Float[Array, "rows inner"], b: Float[Array, "inner columns"], products: str) -> Array:
+    """Returns `a @ b` as this device computes it when asked for such `products`.
+
+    `"highest"` is the full precision of the format and `"default"` what JAX takes if nobody asks. `"tensorfloat32"`
+    lets an NVIDIA device round float32 factors to that format. For `"bfloat16"` they are rounded here; the device
+    multiplies numbers of that format and adds up in the format of `a`. `"tensorfloat32, ties away"` is an emulation of
+    the former: both factors are rounded to the nearest such number, away from 0 where two are as near.
+
+    >>> matrix_product(jnp.ones((2, 3)), jnp.ones((3, 1)), "bfloat16").tolist()
+    [[3.0], [3.0]]
+    """
+    if known_name("products", products, (*ON_DEVICE, AWAY)) == AWAY:
+        return dot(_ties_away(a), _ties_away(b))
+    if products == "bfloat16":
+        return jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=a.dtype)
+    return jnp.matmul(a, b, precision=ON_DEVICE[products])
+
+
+def _ties_away(values: Array) -> Array:
+    """Float32 numbers with ten digits after the leading one: half a unit is added to their size, then bits are cut."""
+    bits = lax.bitcast_convert_type(values, jnp.uint32)
+    return lax.bitcast_convert_type((bits + jnp.uint32(1 << 12)) & jnp.uint32(0xFFFFE000), jnp.float32)
+
+
+@dataclass(frozen=True, init=False)
+class _DenseOnDevice(Dense):
+    products: str
+
+    def __init__(self, layer: Dense, products: str):
+        for name, value in {**vars(layer), "products": products}.items():
+            object.__setattr__(self, name, value)
+
+    def linear(self, weight: Array, h: Array) -> Array:
+        """Returns `h @ weight`."""
+        return matrix_product(h, weight, self.products)
+
+    def transpose(self, weight: Array, v: Array, shape: tuple[int, ...]) -> Array:
+        """Returns `v @ weight.T`."""
+        return matrix_product(v, weight.T, self.products)
+
+
+def with_products(network: Network, products: str) -> Network:
+    """Returns the dense network with all `products`, forward and back, computed as `matrix_product` says.
+
+    `gradcourse.training.precision.with_reduced_products` emulates on any device what this asks of one that can do it.
+    """
+    known_name("products", products, (*ON_DEVICE, AWAY))
+    layers = [stage.layer for stage in network.stages]
+    if not all(isinstance(layer, Dense) for layer in layers):
+        raise TypeError(f"network has layers of kind {sorted({layer.kind for layer in layers})}; accepted is 'dense'.")
+    return Network(tuple(replace(stage, layer=_DenseOnDevice(stage.layer, products)) for stage in network.stages))  # type: ignore[arg-type]
+
+
+def product_error(platform: str, products: str, size: int) -> dict[str, Any]:
+    """Returns how far a product of two Gaussian matrices of `size` by `size` is off, against float64.
+
+    `"entry"` is the root mean square error of an entry, relative to that of the entries; `"norm"` the relative error
+    of the whole product's norm; `"factor"` that of the multiple of the exact product which is next to it, negative
+    where a device cuts digits off instead of rounding. Raises `ValueError` on another platform.
+    """
+    check_platform(platform)
+    a, b = jax.random.normal(jax.random.key(3), (2, size, size))
+    found = np.asarray(jax.jit(matrix_product, static_argnums=2)(a, b, products), np.float64)
+    exact = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
+    return {
+        "entry": np.linalg.norm(found - exact) / np.linalg.norm(exact),
+        "norm": np.linalg.norm(found) / np.linalg.norm(exact) - 1,
+        "factor": np.sum((found - exact) * exact) / np.sum(exact**2),
+    }
+
+
+def products_on(platform: str, activation: str, products: str, *, seeds: int = 5) -> dict[str, Any]:
+    """Returns the relative `"error"` of the gradient's norm at each of sixty hidden layers' pre-activations.
+
+    That is the natural logarithm of the norm that such `products` give over the norm that float64 gives on the same
+    device, `(seed, layer)`: the networks, seeds and images of chapter 10. Raises `ValueError` on another platform.
+    """
+    check_platform(platform)
+    data = kept_digits()
+    network = mlp(64, [64] * 60, 10, activation=activation, init=NETWORKS[activation])
+    rounded = with_products(network, products)
+    x, y = np.asarray(data.x_train[:32]), np.asarray(data.y_train[:32])
+    errors = []
+    for key in jax.random.split(jax.random.key(0), 5)[:seeds]:
+        params = network.init(key=key)
+        found = activation_gradient_norms(rounded, params, jnp.asarray(x), y, at="preactivation")
+        with jax.enable_x64(True):
+            params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), "float64"), params)
+            exact = activation_gradient_norms(network, params, jnp.asarray(x, "float64"), y, at="preactivation")
+        errors.append(np.log(10) * (found.log10_norm - exact.log10_norm)[:60])
+    return {"error": errors}
+
+
+def reach_on(platform: str, dtype: str, *, seeds: int = 5) -> dict[str, Any]:
+    """Returns where products in a format end on this platform, and which gradients are 0 there.
+
+    `"zero_below"` is what `training.precision.vanishing_point` finds; `"zeros"`, `(seed, layer)`, the share of exact
+    zeros in the bias gradients of sixty sigmoid layers: the networks, seeds and images of chapter 10. Raises
+    `ValueError` on another platform.
+    """
+    check_platform(platform)
+    found: dict[str, Any] = {"zero_below": vanishing_point(dtype)}
+    if seeds:
+        data, network = kept_digits(), mlp(64, [64] * 60, 10, activation="sigmoid", init="standard")
+        draws = [network.init(key=key) for key in jax.random.split(jax.random.key(0), 5)[:seeds]]
+        gradient = partial(gradient_in, x=data.x_train[:32], y=data.y_train[:32], dtype=dtype, part="bias")
+        found["zeros"] = [gradient(network, params).zero[:60] for params in draws]
+    return found
+
+
+_TRAINED = grid(hidden=DEPTHS, way=list(WAYS), seed=SEEDS)
+_KEPT = grid(way=list(KEPT), seed=SEEDS)
+_ERRORS = grid(platform=["gpu"], products=list(ON_DEVICE), size=[64, 256, 1024])
+_REACH = grid(platform=["gpu"], dtype=["float32", "bfloat16", "float16"])
+_ON_GPU = grid(platform=["gpu"], activation=list(NETWORKS), products=list(ON_DEVICE))
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    Experiment(
+        "sign_descent",
+        "Sigmoid networks of several depths, sign descent on digits, gradients in three formats",
+        sign_descent,
+        _TRAINED,
+        {"point": {"hidden": 4, "way": "float32", "seed": 0}, "steps": 100},
+    ),
+    Experiment(
+        "kept_weights",
+        "Five tanh layers on digits, plain descent, weights kept in two formats",
+        kept_weights,
+        _KEPT,
+        {"point": {"way": "float32", "seed": 0}, "steps": 300},
+    ),
+    Experiment(
+        "product_error_gpu",
+        "errors of a matrix product in four precisions, on a GPU",
+        product_error,
+        _ERRORS,
+        {"point": {"platform": "gpu", "products": "bfloat16", "size": 64}, "platform": "cpu"},
+    ),
+    Experiment(
+        "products_gpu",
+        "errors of gradient norms through sixty layers, products in four precisions, on a GPU",
+        products_on,
+        _ON_GPU,
+        {"point": {"platform": "gpu", "activation": "sigmoid", "products": "bfloat16"}, "platform": "cpu", "seeds": 1},
+    ),
+    Experiment(
+        "reach_gpu",
+        "where three formats end, and sixty sigmoid layers' gradients in them, on a GPU",
+        reach_on,
+        _REACH,
+        {"point": {"platform": "gpu", "dtype": "float16"}, "platform": "cpu", "seeds": 0},
+    ),
+)

@@ -1,0 +1,165 @@
+"""Recorded experiments: runs too long for a notebook, made by a command, stored with their provenance.
+
+An experiment is a function and the points at which it is called. Each point's result is written as soon as it is
+there, so that an interrupted recording goes on where it stopped. A chapter reads the file; a test repeats a slice.
+
+>>> import tempfile
+>>> squares = Experiment("squares", "squares of small numbers", lambda n: {"square": n * n}, ({"n": 2}, {"n": 3}), {})
+>>> with tempfile.TemporaryDirectory() as folder:
+...     results = squares.record(f"{folder}/squares.json")
+>>> results.of("square")
+array([4., 9.])
+>>> results.of("square", n=3)
+array([9.])
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from gradcourse.course.provenance import in_words, provenance
+from gradcourse.training.data import digits
+
+__all__ = ["Experiment", "Results", "grid"]
+
+DIGITS = 6  # significant ones that are kept
+kept_digits = lru_cache(digits)  # most experiments measure on them, point after point
+MADE_BY = ("platform", "device", "versions")  # what all points of one file have in common
+
+
+@dataclass(frozen=True)
+class Results:
+    """A recorded experiment: where its numbers come from, and per point what was given and what was found."""
+
+    experiment: str
+    about: str
+    provenance: Mapping[str, Any]
+    points: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Results":
+        """Returns the results in the JSON file at `path`."""
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls(**fields | {"points": tuple(fields["points"])})
+
+    def of(self, quantity: str, **given: Any) -> Float[np.ndarray, "point ..."]:
+        """Returns what was found as `quantity` at every point where the given values are these, in order.
+
+        Raises `ValueError` where there is no such point or it has no such quantity.
+        """
+        matching = [point for point in self.points if given.items() <= point["given"].items()]
+        if not matching:
+            known = {name: sorted({str(point["given"].get(name)) for point in self.points}) for name in given}
+            raise ValueError(f"{self.experiment} has no point with {given}; recorded are {known}.")
+        if any(quantity not in point["found"] for point in matching):
+            raise ValueError(f"quantity={quantity!r} is not recorded; accepted here: {sorted(matching[0]['found'])}.")
+        return np.array([point["found"][quantity] for point in matching], np.float64)
+
+    def write(self, path: str | Path) -> None:
+        """Writes the results as JSON, one point a line; the file is put in place at the end, whole."""
+        head = {"experiment": self.experiment, "about": self.about, "provenance": self.provenance}
+        lines = ",\n".join(json.dumps(point) for point in self.points)
+        unfinished = Path(f"{path}.part")
+        unfinished.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "points": [\n{lines}\n]\n}}\n', encoding="utf-8")
+        os.replace(unfinished, path)
+
+    def __str__(self) -> str:
+        seconds = sum(point["seconds"] for point in self.points)
+        time = f"{seconds / 60:.0f} minutes" if seconds >= 100 else f"{seconds:.0f} seconds"
+        what = fill(f"{self.about}: {len(self.points)} runs, {time}", 76)
+        return f"{what}\n{in_words(self.provenance)}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A function to be called at many points: `measure(**point)` returns numbers, or lists of numbers, by name.
+
+    `check` holds a `"point"`, one of the points, and other arguments that make it cheap, such as fewer steps: what is
+    found then must be the beginning of what is recorded there.
+    """
+
+    name: str
+    about: str
+    measure: Callable[..., Mapping[str, Any]]
+    points: tuple[Mapping[str, Any], ...]
+    check: Mapping[str, Any]
+
+    def record(self, path: str | Path) -> Results:
+        """Returns the results of all points, after measuring those that the file at `path` has not got yet.
+
+        Raises `ValueError` where that file is of another experiment, or was begun on another device or with other
+        versions: numbers from two machines are not mixed.
+        """
+        source = provenance(f"python -m gradcourse experiment {self.name}")
+        done = list(self._begun(path, source))
+        for number, given in enumerate(self.points, start=1):
+            if any(point["given"] == given for point in done):
+                continue
+            start = time.perf_counter()
+            found = {name: _rounded(value) for name, value in jax.device_get(dict(self.measure(**given))).items()}
+            seconds = round(time.perf_counter() - start, 2)
+            done.append({"given": dict(given), "found": found, "seconds": seconds})
+            Results(self.name, self.about, source, tuple(done)).write(path)
+            print(f"{self.name}: {number} of {len(self.points)}, {seconds:.0f} s: {given}", file=sys.stderr, flush=True)
+        order = {json.dumps(given): index for index, given in enumerate(self.points)}
+        done.sort(key=lambda point: order[json.dumps(point["given"])])
+        results = Results(self.name, self.about, source, tuple(done))
+        results.write(path)
+        return results
+
+    def differences(self, results: Results) -> dict[str, float]:
+        """Returns, per quantity, how far the cheap repetition is from what is recorded, relative to its largest."""
+        point = self.check["point"]
+        arguments = {**point, **{name: value for name, value in self.check.items() if name != "point"}}
+        again = jax.device_get(dict(self.measure(**arguments)))
+        apart = {}
+        for name, value in again.items():
+            value = np.asarray(value, np.float64)
+            (recorded,) = results.of(name, **point)
+            beginning = recorded[tuple(slice(size) for size in value.shape)]
+            apart[name] = float(np.max(np.abs(value - beginning)) / max(np.max(np.abs(beginning)), 1e-30))
+        return apart
+
+    def _begun(self, path: str | Path, source: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+        """The points that the file has already, without those that are no longer asked for."""
+        if not Path(path).exists():
+            return ()
+        results = Results.read(path)
+        if results.experiment != self.name:
+            raise ValueError(f"path={str(path)!r} holds the experiment {results.experiment!r}, not {self.name!r}.")
+        for name in MADE_BY:
+            if results.provenance[name] != source[name]:
+                raise ValueError(
+                    f"path={str(path)!r} was begun with {name} {results.provenance[name]}; here it is {source[name]}. "
+                    "Go on there, or record into another file."
+                )
+        return tuple(point for point in results.points if any(point["given"] == given for given in self.points))
+
+
+def grid(**values: Iterable[Any]) -> tuple[dict[str, Any], ...]:
+    """Returns a point for every combination of the values, the last name's running fastest.
+
+    >>> grid(init=["standard"], seed=range(2))
+    ({'init': 'standard', 'seed': 0}, {'init': 'standard', 'seed': 1})
+    """
+    return tuple(dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers and nested lists of them, to six significant digits; infinity and NaN, which JSON lacks, as words."""
+    if np.ndim(value):
+        return [_rounded(entry) for entry in value]
+    number = float(f"{float(value):.{DIGITS}g}")
+    return number if np.isfinite(number) else str(number)

@@ -1,0 +1,174 @@
+"""What a monitor has seen of a training run: numbers per snapshot and layer, and how they are shown and written."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from gradcourse._checks import known_name
+from gradcourse.course.claims import Table
+from gradcourse.tables import json_value
+
+if TYPE_CHECKING:
+    from gradcourse.diagnosis.report import Finding
+
+__all__ = ["MonitorHistory"]
+
+SHOWN = 12  # layers, in a table or a plot
+
+
+@dataclass(frozen=True)
+class MonitorHistory:
+    """What a monitor has seen, in order of time, as NumPy arrays; `None` where this kind of monitor does not look.
+
+    - `layers`: their names; `step`: how many steps had been taken before the one that was looked at, `(snapshot,)`;
+    - `log10_gradient`: the log10 norm of each layer's gradient, `(snapshot, layer)`; minus infinity where it is zero;
+    - `update_to_weight`: the norm of the update over that of the parameters; infinite where those are all zero, NaN
+      where the update is too or the optimiser was given no parameters;
+    - `zero_share`: the share of the gradient's entries that are exactly zero;
+    - `finite`: whether gradient, update and parameters were all finite;
+    - `loss`: what the step returned as such, `(snapshot,)`;
+    - `seconds_per_step`: from the last snapshot's end to this one's, over the steps between, `(snapshot,)`: what the
+      loop takes, with all else it does. NaN at the first snapshot, where the step is compiled.
+
+    Only a monitored optimiser knows gradients, only a monitored step knows loss and time.
+    """
+
+    layers: tuple[str, ...]
+    step: Int[np.ndarray, " snapshot"]
+    update_to_weight: Float[np.ndarray, "snapshot layer"]
+    finite: Bool[np.ndarray, "snapshot layer"]
+    log10_gradient: Float[np.ndarray, "snapshot layer"] | None = None
+    zero_share: Float[np.ndarray, "snapshot layer"] | None = None
+    loss: Float[np.ndarray, " snapshot"] | None = None
+    seconds_per_step: Float[np.ndarray, " snapshot"] | None = None
+
+    def __repr__(self) -> str:
+        count, depth = len(self.step), len(self.layers)
+        if not count:
+            return f"0 snapshots of {depth} layers"
+        head = f"{count} snapshot{'s'[: count != 1]} of {depth} layers, steps {self.step[0]} to {self.step[-1]}"
+        when = sorted({0, count // 2, count - 1})
+        columns: list[tuple[str, list[str]]] = [("layer", list(self.layers))]
+        for name, values in (("log10 gradient", self.log10_gradient), ("update/weight", self.update_to_weight)):
+            if values is None:
+                continue
+            for snapshot in when:
+                label = f"step {self.step[snapshot]}"
+                words = [f"{value:.2g}" for value in values[snapshot]]
+                columns.append((f"{name}, {label}" if snapshot == when[0] else label, words))
+        if self.zero_share is not None:
+            columns.append(("zeros", [f"{share:.0%}" for share in self.zero_share[-1]]))
+        columns.append(("finite", ["yes" if good else "NO" for good in np.all(self.finite, axis=0).tolist()]))
+        rows = list(zip(*(entries for _, entries in columns), strict=True))
+        shown = _thinned(depth)
+        lines = [head, repr(Table([heading for heading, _ in columns], [rows[index] for index in shown]))]
+        if len(shown) < depth:
+            lines.append(f"({depth - len(shown)} layers between these are not shown)")
+        if self.loss is not None:
+            lines.append("loss " + ", ".join(f"{self.loss[snapshot]:.4g}" for snapshot in when) + " at these steps")
+        if self.seconds_per_step is not None and np.isfinite(self.seconds_per_step).any():
+            lines.append(f"{np.nanmedian(self.seconds_per_step):.3g} seconds per step (median)")
+        return "\n".join(lines)
+
+    def plot(self, quantity: str | None = None) -> Any:
+        """Returns a figure of a quantity of every layer against the step; of many layers, some.
+
+        `quantity` is `"log10_gradient"`, `"update_to_weight"` or `"zero_share"`, by default the first that was seen.
+        """
+        from gradcourse.plots import layers_over_steps  # with it comes matplotlib
+
+        words = {
+            "log10_gradient": (r"$\log_{10}$ norm of the gradient", ""),
+            "update_to_weight": ("update / weight", "y"),
+            "zero_share": ("share of zeros in the gradient", ""),
+        }
+        there = [name for name in words if getattr(self, name) is not None]
+        name = there[0] if quantity is None else known_name("quantity", quantity, there)
+        (ylabel, log), shown = words[name], _thinned(len(self.layers))
+        values = getattr(self, name)[:, shown]
+        layers = [self.layers[index] for index in shown]
+        values = np.where(np.isfinite(values), values, np.nan)
+        return layers_over_steps(self.step, values, layers=layers, ylabel=ylabel, log=log)
+
+    def findings(self) -> "tuple[Finding, ...]":
+        """Returns what is wrong, by the rules of `diagnosis.findings`: layers that are not finite, or frozen.
+
+        A layer is frozen whose `update_to_weight` is below the threshold at each of the last three snapshots; with
+        fewer there is no telling.
+
+        >>> history = MonitorHistory(("a", "b"), np.arange(3), np.array([[1e-3, 1e-9]] * 3), np.ones((3, 2), bool))
+        >>> for finding in history.findings():
+        ...     print(finding.kind, finding.layers, finding.evidence)
+        frozen ('b',) at step 2 the update of b is at most 1e-09 of its weights
+        """
+        from gradcourse.diagnosis.findings import CHAPTERS, THRESHOLDS  # with them comes much of SciPy
+        from gradcourse.diagnosis.report import Finding
+
+        found = []
+        bad = np.logical_not(np.asarray(self.finite))
+        if bad.any():
+            first = int(np.argmax(bad.any(axis=1)))
+            names = tuple(name for name, gone in zip(self.layers, bad.any(axis=0), strict=True) if gone)
+            began = [name for name, gone in zip(self.layers, bad[first], strict=True) if gone]
+            evidence = f"NaN or infinity since step {self.step[first]}, first seen in {_listed(began)}"
+            rule = "the gradient, the update or a parameter holds NaN or infinity at a snapshot"
+            advice = "go back to a checkpoint from before that step, and diagnose it there."
+            found.append(Finding("not finite", names, evidence, rule, np.nan, CHAPTERS["not finite"], advice))
+        least = THRESHOLDS["frozen"]
+        last = self.update_to_weight[-3:]
+        names = tuple(name for name, ratio in zip(self.layers, last.T, strict=True) if np.all(ratio < least))
+        if names and len(last) == 3:
+            most = max(last[-1][self.layers.index(name)] for name in names)
+            few = "its" if len(names) == 1 else "their"
+            evidence = f"at step {self.step[-1]} the update of {_listed(names)} is at most {most:.2g} of {few} weights"
+            rule = f"update over weight is below {least:g} at each of the last three snapshots"
+            advice = "raise the learning rate (of these layers), or look at why their gradient is small: diagnose it."
+            found.append(Finding("frozen", names, evidence, rule, least, CHAPTERS["frozen"], advice))
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the same as lists, for JSON: infinities as words, `None` for NaN and for what was not looked at."""
+        return json_value(asdict(self))
+
+    def write(self, writer: Any, prefix: str = "gradcourse") -> None:
+        """Writes every scalar to `writer`, which has `add_scalar(tag, value, step)`, as TensorBoard's writers do.
+
+        Instead of a writer give a folder, and one of tensorboardX is opened there and closed again; that raises
+        `ImportError` where tensorboardX is not installed. Tags are `gradcourse/log10_gradient/encoder.dense` and so
+        on. All of the history is written: call it once, at the end, or with a writer of your own each time.
+        """
+        if isinstance(writer, str | Path):
+            with _tensorboard(writer) as opened:
+                return self.write(opened, prefix)
+        for name in ("loss", "seconds_per_step", "log10_gradient", "update_to_weight", "zero_share", "finite"):
+            values = getattr(self, name)
+            for step, now in zip(self.step.tolist(), values if values is not None else (), strict=False):
+                tags = [f"{prefix}/{name}"] if np.ndim(now) == 0 else [f"{prefix}/{name}/{one}" for one in self.layers]
+                for tag, value in zip(tags, np.atleast_1d(now), strict=True):
+                    writer.add_scalar(tag, float(value), step)
+        return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    """At most three names, and how many more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _tensorboard(folder: str | Path) -> Any:
+    try:
+        return import_module("tensorboardX").SummaryWriter(str(folder))
+    except ImportError:
+        raise ImportError(
+            f"writer={str(folder)!r} is a folder, into which tensorboardX would write, and that is not installed; "
+            "accepted too is any writer with add_scalar. Install it: pip install tensorboardX."
+        ) from None
+
+
+def _thinned(count: int) -> list[int]:
+    """Indices of at most `SHOWN` of so many layers, the first and the last included."""
+    return np.unique(np.linspace(0, count - 1, min(count, SHOWN)).round().astype(int)).tolist()

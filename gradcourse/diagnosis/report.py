@@ -1,0 +1,245 @@
+"""The report of a diagnosis: a row per layer, the findings, and how both are shown.
+
+`gradcourse.diagnose` makes it; `print` shows it as text, a notebook as HTML, `plot` as a figure, `to_dict` as what JSON
+can hold.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from html import escape
+from math import isnan, nan
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+
+from gradcourse._checks import known_name
+from gradcourse.course.claims import Table
+from gradcourse.plots import Figure, profiles
+from gradcourse.profile import Profile
+from gradcourse.tables import json_value
+
+__all__ = ["Finding", "LayerReport", "Report"]
+
+ROWS = 60  # as many are printed; of a deeper network, the first and the last half of that
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    r"""What was measured of one layer on the batch. NaN stands for what a layer does not have.
+
+    - `name`: its path in the parameter pytree; `parameters`: the paths of its parameters;
+    - `shape`, `dtype`: of its activation $h$, batch included; `count`: of its parameters;
+    - `mean`, `deviation`: of the activation, over all its entries;
+    - `saturated`: share of entries where the slope of the activation function is below 5 % of its steepest, for
+      functions that level off on both sides (others have no tails: 0);
+    - `silent`: share of units whose slope is exactly 0 on every example; `dead`: share of units that would still be
+      so if their pre-activation went 4 of its standard deviations over the batch further, on either side;
+    - `log10_activation_gradient`: $\log_{10} \|\partial C/\partial h\|$, of the loss $C$ as it was given, over the
+      whole batch; `log10_parameter_gradient`: the same for its parameters. Minus infinity where it is exactly 0;
+    - `update_to_weight`: norm of the optimiser's update over that of the parameters;
+    - `gain`: mean square factor by which the layer's Jacobian stretches a random cotangent on the way back,
+      $\|J\|_F^2 / n$ with $n$ entries of $h$; `gain_error`: its standard error;
+    - `lost`: share of the gradient's norm that underflows in the model's own dtype, activation or parameters;
+    - `units`: how many it has; `finite`, `finite_parameters`: whether its activation and its parameters are finite;
+      `in_chain`: whether it counts for the profile's slope; `waiting`: whether weights of it are 0, and about to move.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    count: int
+    mean: float
+    deviation: float
+    saturated: float
+    dead: float
+    silent: float
+    log10_activation_gradient: float
+    log10_parameter_gradient: float
+    update_to_weight: float = nan
+    gain: float = nan
+    gain_error: float = nan
+    lost: float = 0.0
+    units: int = 0
+    finite: bool = True
+    finite_parameters: bool = True
+    in_chain: bool = True
+    waiting: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: its kind, where, how it shows, by which rule, where to read on and what helps.
+
+    `chapter` is the name of a page of the course, `threshold` that of `gradcourse.diagnosis.findings`.
+    """
+
+    kind: str
+    layers: tuple[str, ...]
+    evidence: str
+    rule: str
+    threshold: float
+    chapter: str
+    advice: str
+
+    @property
+    def read_on(self) -> str:
+        """The chapter of the course that explains it."""
+        number, _, title = self.chapter.partition("_")
+        return f"chapter {int(number)} of the course, {title.replace('_', ' ')}"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind.upper()}: {self.evidence}\n  Rule: {self.rule}\n  What usually helps: {self.advice}\n"
+            f"  Read on: {self.read_on}"
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `gradcourse.diagnose` has found.
+
+    - `layers`: a row per layer, in the order in which the program comes to them, input first;
+    - `findings`: what is wrong, worst first; empty for a healthy network;
+    - `loss`: its value on the batch;
+    - `slope`: decades that the gradient's norm grows per layer towards the loss, that is, loses per layer on the way
+      back: the median slope between any two layers (Theil and Sen), and `slope_range`, the ends of its 95 % interval;
+    - `elsewhere`: paths of parameters that no layer was found for.
+    """
+
+    layers: tuple[LayerReport, ...]
+    findings: tuple[Finding, ...]
+    loss: float
+    slope: float
+    slope_range: tuple[float, float]
+    elsewhere: tuple[str, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def __getitem__(self, name: str) -> LayerReport:
+        """Returns the row of the layer with that name; raises `KeyError` that lists the names."""
+        for row in self.layers:
+            if row.name == name:
+                return row
+        raise KeyError(f"{name!r} is no layer; there are {', '.join(row.name for row in self.layers)}.")
+
+    def of(self, quantity: str) -> np.ndarray:
+        """Returns one quantity of every layer, by the name of a field of `LayerReport`."""
+        return np.array([getattr(row, quantity) for row in self.layers])
+
+    def table(self, columns: Sequence[str] | None = None, *, digits: int = 2) -> Table:
+        """Returns the rows as a table, of the named `columns` or of all that some layer has.
+
+        The columns are `"layer"`, `"activation"`, `"parameters"`, `"mean"`, `"spread"`, `"saturated"`, `"silent"`,
+        `"dead"`, `"log10 gradient"`, `"of parameters"`, `"update/weight"` and `"gain"`. Numbers have so many `digits`,
+        logarithms one decimal fewer.
+        """
+        rows, decades = self.layers, f".{digits - 1}f"
+        everything = {
+            "layer": [row.name for row in rows],
+            "activation": ["x".join(map(str, row.shape)) for row in rows],
+            "parameters": [f"{row.count:,}" if row.count else "-" for row in rows],
+            "mean": [_number(row.mean, digits) for row in rows],
+            "spread": [_number(row.deviation, digits) for row in rows],
+            "saturated": [_share(row.saturated) for row in rows],
+            "silent": [_share(row.silent) for row in rows],
+            "dead": [_share(row.dead) for row in rows],
+            "log10 gradient": [format(row.log10_activation_gradient, decades) for row in rows],
+            "of parameters": [format(row.log10_parameter_gradient, decades) if row.count else "-" for row in rows],
+            "update/weight": ["-" if isnan(row.update_to_weight) else f"{row.update_to_weight:.1g}" for row in rows],
+            "gain": ["-" if isnan(row.gain) else _with_error(row.gain, row.gain_error, digits) for row in rows],
+        }
+        if columns is None:
+            chosen = {name: column for name, column in everything.items() if set(column) != {"-"}}
+        else:
+            chosen = {known_name("columns", name, everything): everything[name] for name in columns}
+        return Table.from_columns(chosen)
+
+    def __str__(self) -> str:
+        lines = repr(self.table()).splitlines()
+        if len(self.layers) > ROWS:
+            left_out = f"... {len(self.layers) - ROWS} more; all are in report.layers"
+            lines = [*lines[: 1 + ROWS // 2], left_out, *lines[-ROWS // 2 :]]
+        findings = [fill_each(f"{number}. {finding}") for number, finding in enumerate(self.findings, start=1)]
+        return "\n".join([*lines, "", *self._summary(), "", *(findings or ["No problem was found."])])
+
+    def _summary(self) -> list[str]:
+        low, high = self.slope_range
+        lines = [f"loss {self.loss:.4g}"]
+        if not isnan(self.slope):
+            lines[0] += f"; gradient {self.slope:+.3f} [{low:+.3f}, {high:+.3f}] decades per layer towards the loss"
+        if self.elsewhere:
+            lines.append(f"parameters outside of the layers found: {', '.join(self.elsewhere)}")
+        return lines
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        table = self.table()
+        sick = {name for finding in self.findings for name in finding.layers}
+        head = "".join(f"<th>{escape(heading)}</th>" for heading in table.headings)
+        rows = "".join(
+            f"<tr><td>{_bold(escape(first), first in sick)}</td>"
+            + "".join(f"<td>{escape(entry)}</td>" for entry in rest)
+            + "</tr>"
+            for first, *rest in table.rows
+        )
+        findings = "".join(
+            f"<li><strong>{escape(one.kind)}</strong>: {escape(one.evidence)}<br><em>Rule:</em> {escape(one.rule)}<br>"
+            f"<em>What usually helps:</em> {escape(one.advice)}<br><em>Read on:</em> {escape(one.read_on)}</li>"
+            for one in self.findings
+        )
+        verdict = f"<ol>{findings}</ol>" if findings else "<p>No problem was found.</p>"
+        summary = "<br>".join(map(escape, self._summary()))
+        return (
+            # Themes know how to show a pandas table in the dark, too, so it goes by that name.
+            '<div class="gradcourse-report"><div style="overflow: auto; max-height: 40em">'
+            '<table class="dataframe" style="font-size: 0.8em; white-space: nowrap">'
+            f"<thead><tr>{head}</tr></thead>"
+            f"<tbody>{rows}</tbody></table></div><p>{summary}</p>{verdict}</div>"
+        )
+
+    def plot(self, *, title: str = "") -> Figure:
+        """Returns a figure: log10 norm of the gradient at every layer, of activations and of parameters."""
+        names = tuple(row.name for row in self.layers)
+        curves = {"activations": "log10_activation_gradient", "parameters": "log10_parameter_gradient"}
+        measured = {
+            label: Profile.from_log10(self.of(quantity), layers=names, quantity="norm of the gradient")
+            for label, quantity in curves.items()
+        }
+        kinds = ", ".join(finding.kind for finding in self.findings)
+        title = title or f"Gradient of the loss at every layer ({kinds or 'no problem found'})"
+        return profiles(measured, title=title, ylabel=r"$\log_{10}$ norm of the gradient")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as what JSON can hold: infinities as words, `None` for what a layer does not have."""
+        whole = {field.name: getattr(self, field.name) for field in fields(self)}
+        whole |= {"layers": [asdict(row) for row in self.layers], "findings": [asdict(one) for one in self.findings]}
+        return json_value({"healthy": self.healthy, **whole})
+
+
+def fill_each(text: str) -> str:
+    """Returns the text with every line broken at 100 characters, the rest of a line set in."""
+    return "\n".join(
+        fill(line, 100, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 3)) for line in text.splitlines()
+    )
+
+
+def _bold(entry: str, wanted: bool) -> str:
+    return f"<strong>{entry}</strong>" if wanted else entry
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.0f}" if 10**digits <= abs(value) < 1e5 else f"{value:.{digits}g}"
+
+
+def _share(value: float) -> str:
+    return "-" if isnan(value) else f"{value:.0%}"
+
+
+def _with_error(value: float, error: float, digits: int) -> str:
+    return _number(value, digits) + ("" if isnan(error) else f" ± {error:.1g}")

@@ -1,0 +1,407 @@
+r"""Gradients of a loss, every layer, in the log domain: with respect to activations, and to parameters.
+
+Jacobian norms (`measure.jacobians`) ask what a network could pass on; these ask what a loss $C$ does pass on, in
+one backward pass with one vector per example. That vector is divided by a power of two after every half layer, as
+there, so a gradient of 1e-400 is right in float32. For a loss of your own, or a model that is no `Network`, see
+`gradcourse.probes`.
+
+>>> import jax
+>>> import gradcourse as gc
+>>> data, network = gc.digits(), gc.mlp(64, [30] * 600, 10, activation="sigmoid", init="standard")
+>>> params = network.init(key=jax.random.key(0))
+>>> profile = parameter_gradient_norms(network, params, data.x_train[:20], data.y_train[:20])
+>>> print(f"{profile.log10_norm[0]:.1f}")  # the first layer's, in decades
+-515.3
+"""
+
+from collections.abc import Callable
+from functools import partial
+from math import frexp, log
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from gradcourse._checks import known_false, known_name, positive_number
+from gradcourse._logdomain import (
+    NO_EXPONENT,
+    Scaled,
+    check_overflow,
+    finite,
+    profile_of,
+    rescale,
+    times_power,
+    to_unit,
+    total,
+)
+from gradcourse.nn.layers import Conv, Dense, Layer, ScaledInput, as_scaled, linearized
+from gradcourse.nn.network import Network, Params
+from gradcourse.profile import Profile
+
+__all__ = [
+    "Loss",
+    "activation_gradient_norms",
+    "parameter_gradient_norms",
+    "sgd_update_to_weight_ratios",
+    "update_to_weight_ratios",
+]
+
+Loss = Callable[[Any, Any], Any]
+CROSS_ENTROPY: Loss = optax.losses.softmax_cross_entropy_with_integer_labels
+PLACES = ("input", "preactivation")
+CERTAIN = 2.0**28  # a label this far ahead has a gradient of 0: its exponent nears the end of int32
+
+
+def activation_gradient_norms(
+    network: Network,
+    params: Params,
+    x: Float[Array, "batch *shape"],
+    y: Any,
+    *,
+    loss: Loss = CROSS_ENTROPY,
+    at: str = "input",
+    average: bool = True,
+) -> Profile:
+    r"""Returns $\|\partial C/\partial h_l\|$ for every layer $l$, or $\|\partial C/\partial s_l\|$.
+
+    `loss(output, label)` is the loss $C$ of one example, a scalar; by default the cross-entropy of the softmax with an
+    integer label, right however confident the network is (from a lead of 2.7e8 on, the gradient is taken to be 0). `x`
+    is `(batch, *input_shape)` and `y` anything whose arrays have the batch in front. An entry is taken `at` its layer's
+    `"input"` $h_l$, or at its `"preactivation"` $s_l$, where Glorot and Bengio (2010) and He et al. (2015) look; for
+    layers without an activation that is their output. `average` as in `backward_jacobian_norms`: norms are per example,
+    not of the batch's mean loss, which divides each by the batch size. Where batch normalisation couples the examples,
+    $C$ is the sum of all examples' losses; without, that makes no difference.
+
+    Cost: one forward and one backward pass. Raises as `backward_jacobian_norms`, for labels that do not fit, and
+    `ValueError` where the gradient of `loss` itself is not finite.
+
+    >>> from gradcourse.nn.network import mlp
+    >>> network = mlp(4, [4], 4, activation="identity", init="orthogonal")
+    >>> params = network.init(key=jax.random.key(0))
+    >>> half_square = lambda output, label: jnp.square(output - label).sum() / 2
+    >>> x = jnp.eye(4)[:1]
+    >>> activation_gradient_norms(network, params, x, jnp.zeros((1, 4)), loss=half_square).log10_norm.round(5) + 0
+    array([0., 0.])
+    """
+    place = PLACES.index(known_name("at", at, PLACES))
+    params, x, y = _checked(network, params, x, y, loss)
+    norms = _sound(_activation_norms(network, loss, place, params, x, y))
+    quantity = f"gradient of the loss with respect to each layer's {at}"
+    return profile_of(norms, jnp.zeros_like(norms.square), network.layer_names, quantity, average=average)
+
+
+def parameter_gradient_norms(
+    network: Network,
+    params: Params,
+    x: Float[Array, "batch *shape"],
+    y: Any,
+    *,
+    loss: Loss = CROSS_ENTROPY,
+    part: str = "all",
+) -> Profile:
+    r"""Returns $\|\partial \bar C/\partial \theta_l\|$ for every layer that has parameters $\theta_l$.
+
+    $\bar C$ is the mean loss over the batch, whose gradient training follows. `part` names the parameters to take,
+    such as `"weight"` or `"bias"`; the profile holds the layers that have them, under their names. Other arguments,
+    cost and errors as in `activation_gradient_norms`.
+    """
+    params, x, y = _checked(network, params, x, y, loss)
+    layers = layers_with(network, params, part)
+    exponent, square = _sound(_parameter_norms(network, loss, part, params, x, y))
+    quantity = f"gradient of the mean loss with respect to each layer's {_named(part)}"
+    return Profile(exponent, jnp.log2(square) / 2, jnp.zeros_like(square), layers, quantity)
+
+
+def update_to_weight_ratios(network: Network, params: Params, updates: Params, *, part: str = "all") -> Profile:
+    """Returns the norm of each layer's update divided by that of its parameters, for an optimiser's `updates`.
+
+    `updates` is what `optimizer.update` returns, in the form of `params`; half precision is squared in float32. `part`
+    and layers as in `parameter_gradient_norms`; parameters that are all zero, such as fresh biases, make the ratio
+    infinite (NaN if the update is zero too). Raises `ValueError` where `updates` has other shapes than `params` or is
+    not finite, `TypeError` where it is no tuple of floating-point numbers. Around 1e-3 is a rule of thumb (Karpathy,
+    makemore, part 3).
+
+    >>> from gradcourse.nn.network import mlp
+    >>> network = mlp(3, [5, 5], 2)
+    >>> params = network.init(key=jax.random.key(0))
+    >>> update_to_weight_ratios(network, params, jax.tree.map(lambda p: p * 1e-30, params)).log10_norm.round(3)
+    array([-30., -30., -30.])
+    """
+    params, _ = network.measurable(params, jnp.zeros((1, *network.input_shape), _dtype(params)))
+    layers = layers_with(network, params, part)
+    params, updates = _in_one_precision(params, _checked_updates(updates, params))
+    update = layer_squares(network, part, updates)
+    if known_false((sound := jnp.isfinite(update.square)).all()):
+        name = layers[int(jnp.argmin(sound))]
+        raise ValueError(f"updates of layer {name!r} contain NaN or infinity; accepted are finite numbers.")
+    return _ratio(update, layer_squares(network, part, params), layers, part)
+
+
+def sgd_update_to_weight_ratios(
+    network: Network,
+    params: Params,
+    x: Float[Array, "batch *shape"],
+    y: Any,
+    learning_rate: float,
+    *,
+    loss: Loss = CROSS_ENTROPY,
+    part: str = "all",
+) -> Profile:
+    """Returns `update_to_weight_ratios` for one step of plain gradient descent, where updates underflow too.
+
+    That is `learning_rate` times `parameter_gradient_norms`, over the parameters' norms; arguments as there.
+    """
+    params, x, y = _checked(network, params, x, y, loss)
+    layers = layers_with(network, params, part)
+    rate, rate_exponent = frexp(positive_number("learning_rate", learning_rate))  # a float32 has no 1e-50
+    gradient = _sound(_parameter_norms(network, loss, part, params, x, y))
+    update = Scaled(gradient.exponent + rate_exponent, gradient.square * rate**2)
+    return _ratio(update, layer_squares(network, part, params), layers, part)
+
+
+def _ratio(update: Scaled, weight: Scaled, layers: tuple[str, ...], part: str) -> Profile:
+    fraction = (jnp.log2(update.square) - jnp.log2(weight.square)) / 2
+    quantity = f"norm of the update of each layer's {_named(part)}, relative to them"
+    return Profile(update.exponent - weight.exponent, fraction, jnp.zeros_like(fraction), layers, quantity)
+
+
+# The sweep: at each layer, `see` is told its parameters, its input and the cotangent on its pre-activation. These two
+# have an exponent for each example.
+See = Callable[[Layer, Any, ScaledInput, Array, Array], Any]
+Sound = tuple[Bool[Array, ""], Bool[Array, ""]]  # whether the outputs are finite, and the loss's gradient there
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _activation_norms(
+    network: Network, loss: Loss, place: int, params: Params, x: Array, y: Any
+) -> tuple[Scaled, Sound]:
+    """The squared norms, `(layer, batch)`, at every layer's input (place 0) or pre-activation (1)."""
+    results, sound = _sweep(network, loss, params, x, y, lambda *_: ())
+    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *[norms[place] for norms, _ in results]), sound
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _parameter_norms(network: Network, loss: Loss, part: str, params: Params, x: Array, y: Any) -> tuple[Scaled, Sound]:
+    """The squared norms, `(layer,)`, of the mean loss's gradient with respect to each layer's `part`."""
+
+    def see(layer: Layer, p: Any, h: ScaledInput, v: Array, exponent: Array) -> Any:
+        if not isinstance(layer, Dense | Conv):
+            return _mean_squares(layer, p, times_power(*h), v, exponent, part) if _chosen(p, part) else ()
+        # The gradient of the weights is in proportion to the input, that of the bias is not.
+        exponents = {"weight": exponent + h[1], "bias": exponent}
+        norms = [_mean_squares(layer, p, h[0], v, exponents[name], name) for name in exponents if part in ("all", name)]
+        return total(jax.tree.map(lambda *parts: jnp.stack(parts), *norms)) if norms else ()
+
+    results, sound = _sweep(network, loss, params, x, y, see)
+    seen = [result for _, result in results if result]
+    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *seen), sound
+
+
+def _mean_squares(layer: Layer, p: Any, h: Array, v: Array, exponent: Array, part: str) -> Scaled:
+    """The squared norm of the mean over examples of the gradients of `part`, for cotangents `v * 2 ** exponent`."""
+    alive = jnp.any(v != 0, axis=range(1, v.ndim))
+    shared = jnp.max(jnp.where(alive, exponent, NO_EXPONENT))
+    shared = jnp.where(shared == NO_EXPONENT, 0, shared)
+    gradient = layer.parameter_gradient(p, h, times_power(v, jnp.minimum(exponent - shared, 0)) / len(v))
+    norm = _squares(_chosen(gradient, part))
+    return Scaled(shared + norm.exponent, norm.square)
+
+
+def _sweep(network: Network, loss: Loss, params: Params, x: Array, y: Any, see: See) -> tuple[list[Any], Sound]:
+    """Per stage, the squared norms at every layer's input and pre-activation, and what `see` returned."""
+
+    def forward(layer: Layer, p: Any, h: ScaledInput) -> Any:
+        h_next, point = linearized(layer, p, h)
+        return h_next, (point, h)
+
+    output, saved = network.scan(forward, params, as_scaled(x))
+    output = times_power(*output)
+    start, exponent = _loss_gradient(loss, output, y)
+    sound = jnp.isfinite(output).all(), jnp.isfinite(start).all()
+    together = network.couples_examples
+    v, exponent, _ = rescale(start[None], exponent, together=together)
+    results = []
+    for stage, stage_params, stage_saved in reversed(list(zip(network.stages, params, saved, strict=True))):
+
+        def step(carry: Any, one: Any, stage: Any = stage) -> Any:
+            (v, exponent), (p, (point, h)) = carry, one
+            v, exponent, halfway = rescale(stage.layer.through_activation(point, v), exponent, together=together)
+            seen = see(stage.layer, p, h, v[0], exponent)
+            v = stage.layer.pull(p, point, v, stage.shape)
+            v, exponent, after = rescale(v, exponent, together=together)
+            return (v, exponent), ((after, halfway), seen)
+
+        (v, exponent), seen = stage.scan(step, (v, exponent), (stage_params, stage_saved), reverse=True)
+        results.append(seen)
+    return results[::-1], sound
+
+
+def _sound(found: tuple[Scaled, Sound]) -> Scaled:
+    """Returns the norms, or raises the error of whoever made them NaN: the network or the loss."""
+    norms, (outputs, gradients) = found
+    check_overflow(outputs)
+    if known_false(gradients):
+        raise ValueError(
+            "loss has a gradient with respect to the network's output that is NaN or infinite, though the outputs are "
+            "finite; accepted is a loss that is differentiable there. Look for roots, logarithms and divisions at 0."
+        )
+    return finite(norms)
+
+
+def _loss_gradient(loss: Loss, output: Array, y: Any) -> tuple[Array, Array]:
+    """The gradient of each example's loss with respect to its output, `v * 2 ** exponent`."""
+    if loss is CROSS_ENTROPY:
+        return _cross_entropy_gradient(output, y)
+    v = jax.vmap(jax.grad(lambda output, label: loss(output, label)))(output, y)
+    return v, jnp.zeros(len(output), jnp.int32)
+
+
+def _cross_entropy_gradient(
+    z: Float[Array, "batch classes"], label: Int[Array, " batch"]
+) -> tuple[Float[Array, "batch classes"], Int[Array, " batch"]]:
+    r"""The gradient of the softmax's cross-entropy, `v * 2 ** exponent`.
+
+    The softmax minus 1 at the label would be a difference of nearly equal numbers. So it is built from the others:
+    with $m$ the largest output but the label's it is $e^{z_j - m}$, at the label minus the sum of these, and all of
+    it times $e^m / \sum_j e^{z_j}$.
+    """
+    if z.shape[1] == 1:
+        return 0 * z, jnp.zeros(len(z), jnp.int32)
+    own = jax.nn.one_hot(label, z.shape[1], dtype=bool)
+    ahead, rest = jnp.sum(jnp.where(own, z, 0), axis=1), jnp.where(own, -jnp.inf, z)
+    rival = rest.max(axis=1)
+    v = jnp.exp(rest - rival[:, None])
+    total = v.sum(axis=1)
+    margin = ahead - rival
+    taken = margin - ahead
+    lost = (ahead - (margin - taken)) - (rival + taken)  # what rounding took from the margin
+    octaves, left = _octaves(jnp.clip(margin, 0, CERTAIN))
+    confident = jnp.exp(-left - lost) / (1 + total * jnp.exp(-margin))
+    factor = jnp.where(margin > 0, confident, 1 / (total + jnp.exp(margin)))
+    factor = jnp.where(margin < CERTAIN, factor, 0)
+    return jnp.where(own, -total[:, None], v) * factor[:, None], -octaves
+
+
+def _octaves(z: Float[Array, " batch"]) -> tuple[Int[Array, " batch"], Float[Array, " batch"]]:
+    """`e ** z` as `2 ** octaves * e ** left`, without the digits that a large `z / log(2)` has not got."""
+    ln2 = np.asarray(log(2), z.dtype)
+    octaves = jnp.zeros(z.shape, jnp.int32)
+    for step in (2**12, 1):  # remainders are exact, and so are counts of at most half the digits
+        left = jnp.fmod(z, step * ln2)
+        octaves, z = octaves + step * jnp.round((z - left) / (step * ln2)).astype(jnp.int32), left
+    return octaves, z + octaves.astype(z.dtype) * (float(ln2) - log(2))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def layer_squares(network: Network, part: str, tree: Params) -> Scaled:
+    """The squared norms, `(layer,)`, of each layer's `part` of `tree`."""
+    chosen = [
+        (stage.repeats, _chosen(stage_tree, part)) for stage, stage_tree in zip(network.stages, tree, strict=True)
+    ]
+    norms = [jax.vmap(_squares, axis_size=repeats)(leaves) for repeats, leaves in chosen if leaves]
+    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *norms)
+
+
+def _squares(leaves: list[Array]) -> Scaled:
+    """The sum of all squares, of entries of any magnitude."""
+    v, exponent = to_unit(jnp.concatenate([leaf.ravel() for leaf in leaves]), (0,))
+    return Scaled(exponent, jnp.sum(jnp.square(v)))
+
+
+# Parts and checks
+
+
+def _chosen(tree: Any, part: str) -> list[Any]:
+    """The arrays of `tree` that bear the name `part`."""
+    return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if part in ("all", _name(path))]
+
+
+def _name(path: Any) -> str:
+    return str(getattr(path[-1], "key", path[-1]))
+
+
+def _named(part: str) -> str:
+    return "parameters" if part == "all" else part
+
+
+def _dtype(tree: Any) -> Any:
+    return jnp.result_type(*jax.tree.leaves(tree)) if jax.tree.leaves(tree) else jnp.result_type(float)
+
+
+def layers_with(network: Network, params: Params, part: str) -> tuple[str, ...]:
+    """The names of the layers that have parameters called `part`; raises `ValueError` where none has."""
+    names = dict.fromkeys(_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    if not names:
+        raise ValueError("network has no parameters; accepted is one with at least one layer that has, such as Dense.")
+    known_name("part", part, ("all", *names))
+    has = [
+        bool(_chosen(p, part)) for p, stage in zip(params, network.stages, strict=True) for _ in range(stage.repeats)
+    ]
+    return tuple(name for name, chosen in zip(network.layer_names, has, strict=True) if chosen)
+
+
+def _checked_updates(updates: Any, params: Params) -> Params:
+    """Returns the updates as arrays, if they have the form of `params` and are floating-point numbers."""
+    if not isinstance(updates, tuple):
+        raise TypeError(
+            f"updates is a {type(updates).__name__}; accepted is a tuple, one dictionary per stage, as params is."
+        )
+    given, expected = (jax.tree.map(jnp.shape, tree) for tree in (updates, params))
+    if given != expected:
+        raise ValueError(f"updates have the shapes {given}; accepted are those of params, {expected}.")
+    updates = jax.tree.map(jnp.asarray, updates)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            where = jax.tree_util.keystr(path)
+            raise TypeError(f"updates{where} has dtype {leaf.dtype}; accepted are floating-point numbers.")
+    return updates
+
+
+def _in_one_precision(*trees: Any) -> Any:
+    """Returns the trees in float64 if any array is, else in float32."""
+    wide = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(trees))
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64 if wide else jnp.float32), trees)
+
+
+def _checked(network: Network, params: Params, x: Any, y: Any, loss: Loss) -> tuple[Params, Array, Any]:
+    params, x = network.measurable(params, x)
+    y = jax.tree.map(jnp.asarray, y)
+    if loss is CROSS_ENTROPY:
+        y = _checked_labels(y, network.output_shape, len(x))
+    for leaf in jax.tree.leaves(y):
+        if leaf.shape[:1] != (len(x),):
+            raise ValueError(
+                f"y has shape {leaf.shape} for {len(x)} examples; accepted is (batch, ...), the batch of x."
+            )
+    output = jax.ShapeDtypeStruct((len(x), *network.output_shape), x.dtype)
+    result = jax.eval_shape(jax.vmap(loss), output, y)
+    if getattr(result, "shape", None) != (len(x),) or not jnp.issubdtype(result.dtype, jnp.floating):
+        raise ValueError(
+            f"loss returns {result} for a batch; accepted is one floating-point number per example: "
+            "loss(output, label) is given a single example."
+        )
+    return params, x, y
+
+
+def _checked_labels(y: Any, output_shape: tuple[int, ...], batch: int) -> Int[Array, " batch"]:
+    """Returns the labels, if they are such that the default loss can read them."""
+    if len(output_shape) != 1:
+        raise ValueError(
+            f"network has outputs of shape {output_shape}; the default loss accepts (classes,). Give a loss of yours."
+        )
+    if not isinstance(y, jax.Array) or not jnp.issubdtype(y.dtype, jnp.integer):
+        found = y.dtype if isinstance(y, jax.Array) else type(y).__name__
+        raise TypeError(
+            f"y has dtype {found}; the default loss accepts integer labels. One-hot? Use y.argmax(axis=-1)."
+        )
+    if y.shape != (batch,):
+        raise ValueError(f"y has shape {y.shape} for {batch} examples; the default loss accepts ({batch},).")
+    if known_false(((y >= 0) & (y < output_shape[0])).all()):
+        raise ValueError(
+            f"y has labels from {int(y.min())} to {int(y.max())}; accepted is 0 to {output_shape[0] - 1}, for the "
+            f"network has {output_shape[0]} outputs."
+        )
+    return y

@@ -1,0 +1,130 @@
+"""How much memory a sweep takes, and blocks of examples and directions that keep within a budget.
+
+A sweep keeps every layer's slopes for each example of a block (`saved`), a few vectors for each example and direction
+of it (`work`), and the results. All are known from shapes alone.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from gradcourse._checks import positive_integer
+from gradcourse.measure.mesh import parts
+from gradcourse.nn.network import Network
+
+__all__ = ["Blocks", "in_blocks", "plan_blocks"]
+
+# Alive at once: vectors in one step, before, between and after its two halves, and copies for the product; copies of a
+# random direction while it is drawn and made orthogonal to the others; numbers kept per layer and example.
+VECTORS, FRAMES, RESULTS = 6, 6, 8
+
+
+class Blocks(NamedTuple):
+    """How many examples, and how many directions of each, are carried at once."""
+
+    examples: int
+    directions: int
+
+
+def plan_blocks(
+    network: Network,
+    params: Any,
+    x: Any,
+    directions: int,
+    memory: int | None,
+    mesh: Mesh | None = None,
+    *,
+    random: int = 0,
+) -> Blocks:
+    """Returns the largest blocks for which a sweep of so many `directions` stays within `memory` bytes.
+
+    Without a budget everything is one block. All directions of one example come before many examples, because every
+    block of directions repeats the pass through the network that finds the slopes. Directions drawn at random in a
+    space of `random` dimensions stay together, for their error takes all pairs, and so do examples that a layer
+    couples. On a mesh, a block is split as evenly as the whole. Raises `ValueError` where the least block takes more.
+    """
+    batch = x.shape[0]
+    if memory is None:
+        return Blocks(batch, _up(directions, parts(mesh, "probe")))
+    memory = positive_integer("memory", memory)
+    together = batch if network.couples_examples else 1
+    one = jax.ShapeDtypeStruct((together, *x.shape[1:]), x.dtype)
+    sizes, weights = [one.size], [0]
+
+    def step(layer: Any, p: Any, h: Any) -> Any:
+        h_next, saved = layer.linearize(p, h)
+        sizes.append(h_next.size)
+        sizes.append(_entries_per_direction(partial(layer.push, p, saved), h))
+        sizes.append(_entries_per_direction(partial(layer.pull, p, saved, shape=h.shape[1:]), h_next))
+        weights.append(sum(leaf.size for leaf in jax.tree.leaves(p)))
+        return h_next, saved
+
+    _, saved = jax.eval_shape(lambda p, h: network.scan(step, p, h), params, one)
+    itemsize = x.dtype.itemsize
+    fixed = (2 * max(weights) + RESULTS * batch * network.depth) * itemsize
+    per_direction = (VECTORS * max(sizes) + FRAMES * random + (3 * directions if random else 0)) * itemsize
+    per_example = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved)) + VECTORS * max(sizes) * itemsize
+    )
+    least = directions if random else 1
+    accepted = fixed + per_example + least * per_direction
+    if memory < accepted:
+        raise ValueError(
+            f"memory={memory} bytes is too little for this network: its results and the weights of one layer take "
+            f"{fixed}, the slopes of {'the batch' if together > 1 else 'one example'} {per_example} and {least} of its "
+            f"directions {least * per_direction}; accepted from {accepted} up."
+        )
+    carried = directions if random else min(directions, (memory - fixed - per_example) // per_direction)
+    examples = together * min(batch // together, (memory - fixed) // (per_example + carried * per_direction))
+    return Blocks(
+        _up(_even(batch, examples), parts(mesh, "example")), _up(_even(directions, carried), parts(mesh, "probe"))
+    )
+
+
+def _even(count: int, most: int) -> int:
+    """The size of as few blocks as can hold `count`, of `most` each, when all are about equally full."""
+    return -(-count // -(-count // most))
+
+
+def _entries_per_direction(function: Callable[[Any], Any], like: Any) -> int:
+    """The entries that the biggest array inside of `function` has for each vector, such as `like`, it is given."""
+    one, two = (
+        list(_sizes(jax.make_jaxpr(function)(jax.ShapeDtypeStruct((count, *like.shape), like.dtype)).jaxpr))
+        for count in (1, 2)
+    )
+    return max(more - less for less, more in zip(one, two, strict=True))
+
+
+def _sizes(jaxpr: Any) -> Iterator[int]:
+    """The sizes of all arrays that a traced function makes, in the functions that it calls too."""
+    yield from (variable.aval.size for variable in jaxpr.outvars)
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.size for variable in equation.outvars)
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(inner, "eqns"):
+                yield from _sizes(getattr(inner, "jaxpr", inner))
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-int(size) // multiple) * multiple
+
+
+def in_blocks(function: Callable[[Any], Any], examples: Any, size: int) -> Any:
+    """Returns `function`, which maps leaves `(batch, ...)` to leaves `(layer, batch)`, of blocks of `size` examples.
+
+    The blocks are worked off one after the other; the last is filled up with copies of the last example.
+    """
+    batch = jax.tree.leaves(examples)[0].shape[0]
+    if size >= batch:
+        return function(examples)
+    count = -(-batch // size)
+    index = np.minimum(np.arange(count * size), batch - 1)
+    blocks = jax.tree.map(lambda leaf: leaf[index].reshape(count, size, *leaf.shape[1:]), examples)
+    results = lax.map(function, blocks)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(leaf.shape[1], -1)[:, :batch], results)

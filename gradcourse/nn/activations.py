@@ -1,0 +1,208 @@
+"""The catalogue of activations: each function with its derivative, the derivative's bound and its source.
+
+The derivatives are closed forms, not autodiff. In float32 `jax.grad(jax.nn.sigmoid)` returns exactly 0 from 17 on,
+because it computes `y * (1 - y)` with a `y` that has been rounded to 1; the closed form
+`sigmoid(s) * sigmoid(-s)` keeps all its digits down to 1e-38. Autodiff in float64 is the tests' referee.
+
+>>> sigmoid = resolve("sigmoid")
+>>> sigmoid.derivative_bound
+0.25
+>>> f"{sigmoid.slope(20.0):.4e}"
+'2.0612e-09'
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import pi, sqrt
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+from numpy.typing import NDArray
+
+from gradcourse._checks import known_name
+
+__all__ = ["ACTIVATIONS", "Activation", "resolve"]
+
+LEAK = 0.01
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function `f` and what theory needs to know of it.
+
+    - `name`: its name in the catalogue, used for colours and labels.
+    - `function`: `f(s)`, elementwise.
+    - `derivative`: `f'(s)` in a form that keeps its digits in the tails; `None` means autodiff.
+    - `derivative_bound`: the supremum of `|f'|`; NaN where unknown.
+    - `kinks`: where `f` or `f'` is not smooth; quadrature is split there.
+    - `source`: who proposed it as an activation.
+    """
+
+    name: str
+    function: Callable[[Any], Any]
+    derivative: Callable[[Any], Any] | None = None
+    derivative_bound: float = float("nan")
+    kinks: tuple[float, ...] = ()
+    source: str = ""
+
+    def __repr__(self) -> str:
+        return f"Activation({self.name!r})"
+
+    def __call__(self, s: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
+        """Returns `f(s)`, elementwise, in the shape of `s`."""
+        return self.function(jnp.asarray(s))
+
+    def slope(self, s: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
+        """Returns `f'(s)`, elementwise, in the shape of `s`.
+
+        >>> float(resolve("relu").slope(-3.0)), float(resolve("relu").slope(3.0))
+        (0.0, 1.0)
+        """
+        s = jnp.asarray(s)
+        if self.derivative is not None:
+            return self.derivative(s)
+        return jax.jvp(self.function, (s,), (jnp.ones_like(s),))[1]
+
+    @property
+    def linear_at_zero(self) -> bool:
+        """Whether `f(s)` is `s f'(s)` next to 0: then a pre-activation too small for its format can be scaled."""
+        return bool(self._is_linear[2:5].all())
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether `f(s)` is `s f'(s)` everywhere, as for rectifiers: then any pre-activation can be scaled.
+
+        >>> [name for name, activation in ACTIVATIONS.items() if activation.homogeneous]
+        ['identity', 'relu', 'leaky_relu']
+        """
+        return bool(self._is_linear.all())
+
+    @property
+    def kinked_at_zero(self) -> bool:
+        """Whether the slope jumps at 0, so that the sign of even the smallest pre-activation matters."""
+        below, above = self._samples[2][[2, 4]]
+        return not np.isclose(below, above, rtol=1e-3)
+
+    @cached_property
+    def _samples(self) -> NDArray[np.float32]:
+        """Pre-activations from very small to very large, and the function and its slope there."""
+        s = np.array([-1e30, -1, -1e-10, 0, 1e-10, 1, 1e30], np.float32)
+        with jax.ensure_compile_time_eval():
+            return np.stack([s, self(s), self.slope(s)])
+
+    @property
+    def _is_linear(self) -> NDArray[np.bool_]:
+        s, value, slope = self._samples
+        with np.errstate(over="ignore", invalid="ignore"):  # of functions that grow faster
+            return np.abs(value - s * slope) <= 1e-3 * np.abs(value)
+
+
+def _sigmoid_slope(s: Array) -> Array:
+    return jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
+
+
+def _normal_density(s: Array) -> Array:
+    return jnp.exp(-jnp.square(s) / 2) / sqrt(2 * pi)
+
+
+def _gelu(s: Array) -> Array:
+    return jax.nn.gelu(s, approximate=False)
+
+
+def _silu_slope(s: Array) -> Array:
+    return jax.nn.sigmoid(s) * (1 + s * jax.nn.sigmoid(-s))
+
+
+def _step(below: float) -> Callable[[Array], Array]:
+    """The derivative of a rectifier with slope `below` on the negative side; at 0 it takes that side's value.
+
+    Of NaN, which an overflow leaves, it is NaN: a comparison alone would hide it.
+    """
+    return lambda s: jnp.where(s > 0, 1.0, jnp.where(s <= 0, below, jnp.nan)).astype(s.dtype)
+
+
+def _hard_tanh_slope(s: Array) -> Array:
+    return jnp.where(jnp.abs(s) < 1, 1.0, jnp.where(jnp.abs(s) >= 1, 0.0, jnp.nan)).astype(s.dtype)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    activation.name: activation
+    for activation in (
+        Activation("identity", lambda s: s, jnp.ones_like, 1.0),
+        Activation("sigmoid", jax.nn.sigmoid, _sigmoid_slope, 0.25, source="Verhulst 1838; Rumelhart et al. 1986"),
+        Activation("tanh", jnp.tanh, lambda s: 4 * _sigmoid_slope(2 * s), 1.0, source="LeCun et al. 1989"),
+        Activation(
+            "softsign",
+            jax.nn.soft_sign,
+            lambda s: 1 / jnp.square(1 + jnp.abs(s)),
+            1.0,
+            (0.0,),
+            "Bergstra et al. 2009",
+        ),
+        Activation("relu", jax.nn.relu, _step(0.0), 1.0, (0.0,), "Nair & Hinton 2010"),
+        Activation(
+            "leaky_relu",
+            lambda s: jax.nn.leaky_relu(s, LEAK),
+            _step(LEAK),
+            1.0,
+            (0.0,),
+            "Maas et al. 2013",
+        ),
+        Activation("elu", jax.nn.elu, lambda s: jnp.exp(jnp.minimum(s, 0)), 1.0, (0.0,), "Clevert et al. 2016"),
+        Activation(
+            "selu",
+            jax.nn.selu,
+            lambda s: SELU_SCALE * jnp.where(s > 0, 1.0, SELU_ALPHA * jnp.exp(jnp.minimum(s, 0))).astype(s.dtype),
+            SELU_SCALE * SELU_ALPHA,
+            (0.0,),
+            "Klambauer et al. 2017",
+        ),
+        Activation(
+            "gelu",
+            _gelu,
+            lambda s: jax.scipy.special.ndtr(s) + s * _normal_density(s),
+            1.1289043,  # at s = sqrt(2)
+            source="Hendrycks & Gimpel 2016",
+        ),
+        Activation("silu", jax.nn.silu, _silu_slope, 1.0998395, source="Elfwing et al. 2018"),  # near s = 2.4
+        Activation("softplus", jax.nn.softplus, jax.nn.sigmoid, 1.0, source="Dugas et al. 2001"),
+        Activation(
+            "erf",
+            jax.scipy.special.erf,
+            lambda s: 2 / sqrt(pi) * jnp.exp(-jnp.square(s)),
+            2 / sqrt(pi),
+            source="Williams 1997",
+        ),
+        Activation(
+            "hard_tanh",
+            jax.nn.hard_tanh,
+            _hard_tanh_slope,
+            1.0,
+            (-1.0, 1.0),
+            "Collobert 2004",
+        ),
+    )
+}
+
+
+def resolve(activation: str | Activation | Callable[[Any], Any]) -> Activation:
+    """Returns the `Activation` for a name, an `Activation`, or any elementwise jax function of yours.
+
+    A function of yours is differentiated by autodiff and has no known bound. Raises `ValueError` for an unknown
+    name, with the nearest one, and `TypeError` for anything that cannot be called.
+
+    >>> resolve("sigmiod")
+    Traceback (most recent call last):
+    ...
+    ValueError: activation='sigmiod' is not known; did you mean 'sigmoid'? Accepted: 'identity', 'sigmoid', ...
+    """
+    if isinstance(activation, Activation):
+        return activation
+    if callable(activation):
+        return Activation(getattr(activation, "__name__", "custom"), activation)
+    return ACTIVATIONS[known_name("activation", activation, ACTIVATIONS)]

@@ -1,0 +1,362 @@
+r"""Normalisation: of activations, by batch, layer or group, and of weights.
+
+A normalisation takes some of the numbers in a batch of activations, subtracts their mean $\mu$ and divides by their
+standard deviation $\sigma$. Write $m$ for how many they are and $\hat h = (h - \mu) / \sqrt{\sigma^2 + \epsilon}$ for
+the result; then $s = \gamma \hat h + \beta$ with a learned scale and shift per channel, and the output is $f(s)$. The
+layers here differ only in which numbers they take together:
+
+- `BatchNorm`: one channel, all examples and pixels (Ioffe and Szegedy, 2015);
+- `LayerNorm`: one example, all channels and pixels (Ba, Kiros and Hinton, 2016);
+- `GroupNorm`: one example, a group of channels, all pixels (Wu and He, 2018).
+
+The Jacobian of $\hat h$ is the symmetric matrix
+
+$$ \frac{\partial \hat h}{\partial h} = \frac{1}{\sqrt{\sigma^2 + \epsilon}}
+   \left(I - \frac{1}{m} 1 1^\top - \frac{1}{m} \hat h \hat h^\top\right), $$
+
+for $\epsilon \to 0$ the projection that takes out the mean and the component along $\hat h$, over $\sigma$ (Santurkar
+et al., 2018, as an inequality). For `BatchNorm` that matrix joins different examples: it *couples* them, and what a
+Jacobian is then, `measure.jacobians` says. Once a network is trained, `at_inference` replaces the batch's statistics
+by fixed ones, which couple nothing.
+
+>>> from gradcourse.nn.layers import Dense
+>>> from gradcourse.nn.network import sequential
+>>> from gradcourse.nn.blocks import Block
+>>> block = Block((Dense(64, init="he_normal"), BatchNorm("relu")))
+>>> network = sequential(64, [block] * 30 + [Dense(10)])
+>>> network.couples_examples
+True
+"""
+
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from gradcourse._checks import positive_integer, positive_number
+from gradcourse.nn import activations
+from gradcourse.nn.activations import Activation
+from gradcourse.nn.blocks import Block
+from gradcourse.nn.layers import Activated, Conv, Dense, Layer, Saved, Shape
+from gradcourse.nn.network import Network
+from gradcourse.nn.network import Params as NetworkParams
+
+__all__ = ["BatchNorm", "ChannelScale", "GroupNorm", "LayerNorm", "WeightStandardised", "at_inference"]
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True, init=False)
+class _Normalisation(Activated):
+    """`f(scale * normalised + shift)`; parameters `"scale"` and `"shift"`, one each per channel, start at 1 and 0."""
+
+    activation: Activation = field()
+    epsilon: float = field()
+
+    def __init__(self, activation: Any = "identity", *, epsilon: float = 1e-5):
+        object.__setattr__(self, "activation", activations.resolve(activation))
+        object.__setattr__(self, "epsilon", positive_number("epsilon", epsilon))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Returns `shape`."""
+        return shape
+
+    def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
+        """Returns `{"scale": ones, "shift": zeros}`, one entry per channel."""
+        return {"scale": jnp.ones(shape[-1]), "shift": jnp.zeros(shape[-1])}
+
+    def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
+        """Returns `s = scale * normalised + shift`."""
+        return _affine(params, self._normalised(h)[0])
+
+    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
+        """Returns the output and what the Jacobian is made of: the normalised input, 1 / deviation, the slope."""
+        normalised, per_deviation = self._normalised(h)
+        s = _affine(params, normalised)
+        return self.activation(s), (normalised, per_deviation, self.activation.slope(s))
+
+    def through_activation(self, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
+        """Returns `v` times the slope."""
+        return self.times_slope(saved[2], v)
+
+    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"], shape: Shape) -> Array:
+        """Returns the projection of `scale * v`, over the deviation."""
+        return self._projected(saved, v * _per_channel(params["scale"], v))
+
+    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
+        """Returns `scale` times the projection of `v`, over the deviation."""
+        return self._projected(saved, v) * _per_channel(params["scale"], v)
+
+    def _together(self, reduce: Any, h: Array, leading: int) -> Array:
+        """What `reduce`, such as `jnp.mean`, makes of what belongs together; `batch` is axis `leading - 1`."""
+        raise NotImplementedError
+
+    def _normalised(self, h: Array) -> tuple[Array, Array]:
+        """The normalised input and 1 / deviation, right for numbers whose squares overflow, too."""
+        octaves = jnp.maximum(jnp.frexp(self._together(jnp.max, jnp.abs(h), 1))[1], 0)
+        h = h * jnp.ldexp(jnp.ones(octaves.shape, h.dtype), -octaves)
+        centred = h - self._together(jnp.mean, h, 1)
+        floor = jnp.ldexp(jnp.full(octaves.shape, self.epsilon, h.dtype), -2 * octaves)
+        variance = self._together(jnp.mean, jnp.square(centred), 1) + jnp.maximum(floor, jnp.finfo(h.dtype).tiny)
+        per_deviation = jax.lax.rsqrt(variance)
+        return centred * per_deviation, jnp.ldexp(per_deviation, -octaves)
+
+    def _projected(self, saved: Saved, v: Array) -> Array:
+        normalised, per_deviation, _ = saved
+        along = normalised[None] * self._together(jnp.mean, normalised[None] * v, 2)
+        return (v - self._together(jnp.mean, v, 2) - along) * per_deviation[None]
+
+
+@dataclass(frozen=True, init=False)
+class BatchNorm(_Normalisation):
+    """Batch normalisation with the statistics of the batch, as in training: one mean and deviation per channel.
+
+    Examples are coupled by it. It raises `ValueError` for a batch with a single value per channel, whose deviation is
+    0. For fixed statistics see `at_inference`.
+
+    >>> h = jnp.array([[0.0, 10.0], [2.0, 30.0]])
+    >>> layer = BatchNorm()
+    >>> layer.apply(layer.init((2,), key=jax.random.key(0)), h).round(3)
+    Array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    """
+
+    kind: ClassVar[str] = "batch norm"
+
+    @property
+    def couples_examples(self) -> bool:
+        """True."""
+        return True
+
+    def statistics(self, h: Float[Array, "batch *shape"]) -> tuple[Float[Array, " channel"], Float[Array, " channel"]]:
+        """Returns each channel's mean and 1 / deviation."""
+        return self._together(jnp.mean, h, 1).ravel(), self._normalised(h)[1].ravel()
+
+    def _together(self, reduce: Any, h: Array, leading: int) -> Array:
+        axes = tuple(range(leading - 1, h.ndim - 1))
+        if prod(h.shape[axis] for axis in axes) < 2:
+            raise ValueError(
+                f"BatchNorm got a batch of shape {h.shape[leading - 1 :]}, one value per channel, which has no spread; "
+                "accepted are two examples or more. To measure them one by one, fix the statistics: at_inference."
+            )
+        return reduce(h, axis=axes, keepdims=True)
+
+
+@dataclass(frozen=True, init=False)
+class GroupNorm(_Normalisation):
+    """Group normalisation: each example's channels in `groups` of neighbours, normalised over pixels and channels.
+
+    Raises `ValueError` where the groups do not divide the channels.
+    """
+
+    groups: int = field()
+    kind: ClassVar[str] = "group norm"
+
+    def __init__(self, groups: int, activation: Any = "identity", *, epsilon: float = 1e-5):
+        super().__init__(activation, epsilon=epsilon)
+        object.__setattr__(self, "groups", positive_integer("groups", groups))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Returns `shape`; raises `ValueError` where the groups do not divide its channels."""
+        if shape[-1] % self.groups:
+            raise ValueError(
+                f"groups={self.groups} do not divide the {shape[-1]} channels of an input of shape {shape}; accepted "
+                "is a divisor."
+            )
+        return shape
+
+    def _together(self, reduce: Any, h: Array, leading: int) -> Array:
+        split = h.reshape(*h.shape[:leading], -1, self.groups, h.shape[-1] // self.groups)
+        reduced = reduce(split, axis=(leading, leading + 2), keepdims=True)
+        return jnp.broadcast_to(reduced, split.shape).reshape(h.shape)
+
+
+@dataclass(frozen=True, init=False)
+class LayerNorm(GroupNorm):
+    """Layer normalisation: each example's channels and pixels, all together.
+
+    >>> layer = LayerNorm()
+    >>> layer.apply(layer.init((2,), key=jax.random.key(0)), jnp.array([[3.0, 5.0]])).round(3)
+    Array([[-1.,  1.]], dtype=float32)
+    """
+
+    kind: ClassVar[str] = "layer norm"
+
+    def __init__(self, activation: Any = "identity", *, epsilon: float = 1e-5):
+        super().__init__(1, activation, epsilon=epsilon)
+
+
+@dataclass(frozen=True, init=False)
+class ChannelScale(Activated):
+    """`f(scale * h + shift)` with one scale and shift per channel: what a `BatchNorm` with fixed statistics is."""
+
+    activation: Activation = field()
+    kind: ClassVar[str] = "channel scale"
+
+    def __init__(self, activation: Any = "identity"):
+        object.__setattr__(self, "activation", activations.resolve(activation))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Returns `shape`."""
+        return shape
+
+    def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
+        """Returns `{"scale": ones, "shift": zeros}`, one entry per channel."""
+        return {"scale": jnp.ones(shape[-1]), "shift": jnp.zeros(shape[-1])}
+
+    def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
+        """Returns `s = scale * h + shift`."""
+        return _affine(params, h)
+
+    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"], shape: Shape) -> Array:
+        """Returns `scale * v`."""
+        return v * _per_channel(params["scale"], v)
+
+    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
+        """Returns `scale * v`."""
+        return v * _per_channel(params["scale"], v)
+
+
+@dataclass(frozen=True)
+class WeightStandardised(Layer):
+    r"""A `Dense` or `Conv` layer whose weights are standardised each time they are used.
+
+    With $n$ the fan-in, each unit's weights have their mean subtracted and are divided by $\sqrt{n}$ times their
+    standard deviation, so that their squares add up to 1, and multiplied by `gain`. (Qiao et al., 2019; with the
+    factor, Brock et al., 2021, whose gain for rectifiers is $\sqrt{2 / (1 - 1/\pi)}$.) Parameters are the layer's.
+
+    >>> layer = WeightStandardised(Dense(3), gain=2.0)
+    >>> params = layer.init((10,), key=jax.random.key(0))
+    >>> jnp.square(layer.standardised(params)["weight"]).sum(axis=0).round(3)
+    Array([4., 4., 4.], dtype=float32)
+    """
+
+    layer: Dense | Conv
+    gain: float = 1.0
+    kind: ClassVar[str] = "standardised"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer, Dense | Conv):
+            raise TypeError(f"layer={self.layer!r} is a {type(self.layer).__name__}; accepted is a Dense or a Conv.")
+        object.__setattr__(self, "gain", positive_number("gain", self.gain))
+
+    @property
+    def activation(self) -> Activation:
+        """The layer's."""
+        return self.layer.activation
+
+    @property
+    def draws_by_qr(self) -> bool:
+        """Whether the layer does."""
+        return self.layer.draws_by_qr
+
+    def standardised(self, params: Params) -> Params:
+        """Returns the parameters that the layer is given."""
+        weight = params["weight"]
+        fan_in = weight.size // weight.shape[-1]
+        axes = tuple(range(weight.ndim - 1))
+        centred = weight - weight.mean(axis=axes, keepdims=True)
+        variance = jnp.square(centred).mean(axis=axes, keepdims=True) + jnp.finfo(weight.dtype).tiny
+        return params | {"weight": centred * (self.gain * jax.lax.rsqrt(variance * fan_in))}
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Returns the layer's; raises `ValueError` for a fan-in of 1, whose only weight would be standardised to 0."""
+        if prod(self.layer.weight_shape(shape)[:-1]) < 2:
+            raise ValueError(f"WeightStandardised got an input of shape {shape}, a fan-in of 1; accepted is 2 or more.")
+        return self.layer.output_shape(shape)
+
+    def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
+        """Returns the layer's parameters, not standardised."""
+        return self.layer.init(shape, key=key)
+
+    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns the layer's output with standardised weights."""
+        return self.layer.apply(self.standardised(params), h)
+
+    def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns its pre-activation."""
+        return self.layer.preactivation(self.standardised(params), h)
+
+    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
+        """Returns what the layer does."""
+        return self.layer.linearize(self.standardised(params), h)
+
+    def linearize_scaled(
+        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
+    ) -> tuple[Array, Array, Saved]:
+        """Returns what the layer does."""
+        return self.layer.linearize_scaled(self.standardised(params), h, exponent)
+
+    def in_range(self, output: Float[Array, "batch *output"]) -> Array | None:
+        """Returns what the layer does."""
+        return self.layer.in_range(output)
+
+    def through_activation(self, saved: Saved, v: Float[Array, "direction batch *output"]) -> Array:
+        """Returns what the layer does."""
+        return self.layer.through_activation(saved, v)
+
+    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *output"], shape: Shape) -> Array:
+        """Returns what the layer does, with standardised weights."""
+        return self.layer.pull(self.standardised(params), saved, v, shape)
+
+    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
+        """Returns what the layer does, with standardised weights."""
+        return self.layer.push(self.standardised(params), saved, v)
+
+
+def at_inference(
+    network: Network, params: NetworkParams, x: Float[Array, "batch *shape"]
+) -> tuple[Network, NetworkParams]:
+    """Returns the network and its parameters with every `BatchNorm`'s statistics fixed to those of the batch `x`.
+
+    Each becomes a `ChannelScale`, so examples are no longer coupled. Give all training data, or a large part of it:
+    then these are the population's statistics (Ioffe and Szegedy, 2015, algorithm 2), of which libraries keep running
+    averages. On `x` itself the outputs stay what they were. Raises as `measure.jacobians.backward_jacobian_norms`.
+
+    >>> import gradcourse as gc
+    >>> network = gc.sequential(64, [Block((Dense(32), BatchNorm("sigmoid")))] * 3 + [Dense(10)])
+    >>> params, x = network.init(key=jax.random.key(0)), gc.digits().x_train
+    >>> fixed, fixed_params = at_inference(network, params, x)
+    >>> fixed.couples_examples, fixed.apply(fixed_params, x[:1]).shape
+    (False, (1, 10))
+    """
+    params, x = network.measurable(params, x)
+
+    def step(layer: Layer, p: Any, h: Array) -> tuple[Array, Params]:
+        return layer.apply(p, h), _fixed_params(layer, p, h)
+
+    _, fixed = network.scan(step, params, x)
+    return Network(tuple(replace(stage, layer=_fixed(stage.layer)) for stage in network.stages)), tuple(fixed)
+
+
+def _fixed(layer: Layer) -> Layer:
+    if isinstance(layer, BatchNorm):
+        return ChannelScale(layer.activation)
+    return layer.with_body([_fixed(inner) for inner in layer.body]) if isinstance(layer, Block) else layer
+
+
+def _fixed_params(layer: Layer, params: Params, h: Array) -> Params:
+    """The parameters of `_fixed(layer)` with the statistics of the input `h`."""
+    if isinstance(layer, BatchNorm):
+        mean, per_deviation = layer.statistics(h)
+        scale = params["scale"] * per_deviation
+        return {"scale": scale, "shift": params["shift"] - scale * mean}
+    if not isinstance(layer, Block):
+        return params
+    fixed = dict(params)
+    for index, inner in enumerate(layer.body):
+        fixed[str(index)] = _fixed_params(inner, params[str(index)], h)
+        h = inner.apply(params[str(index)], h)
+    return fixed
+
+
+def _affine(params: Params, h: Array) -> Array:
+    return h * _per_channel(params["scale"], h) + _per_channel(params["shift"], h)
+
+
+def _per_channel(values: Array, like: Array) -> Array:
+    """`values` with the axes of `like`, for nothing is broadcast by itself here."""
+    return values.reshape(*[1] * (like.ndim - 1), -1)

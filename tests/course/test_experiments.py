@@ -1,0 +1,110 @@
+"""The recorder, and every recorded experiment: a slice of it is repeated and has to give what is recorded."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gradcourse.cli.main import main
+from gradcourse.course.experiments import EXPERIMENTS
+from gradcourse.course.recording import Experiment, Results
+
+DATA = Path(__file__).parents[2] / "book" / "data"
+RECORDED = [experiment for experiment in EXPERIMENTS.values() if (DATA / f"{experiment.name}.json").exists()]
+
+
+@pytest.mark.parametrize("experiment", RECORDED, ids=lambda experiment: experiment.name)
+def test_a_slice_repeated_gives_what_is_recorded(experiment: Experiment) -> None:
+    results = Results.read(DATA / f"{experiment.name}.json")
+    assert [point["given"] for point in results.points] == [dict(point) for point in experiment.points]
+    assert results.provenance["command"] == f"python -m gradcourse experiment {experiment.name}"
+    assert experiment.check["point"] in experiment.points
+    apart = experiment.differences(results)
+    assert apart
+    assert max(apart.values()) < 0.01, apart
+
+
+def test_nothing_else_is_recorded() -> None:
+    known = {f"{name}.json" for name in EXPERIMENTS} | {"bench_cpu.json", "bench_gpu.json"}
+    assert {path.name for path in DATA.iterdir()} <= known
+
+
+def powers(base: float, most: int = 3, calls: list | None = None):
+    """The first powers of a number, and where they end."""
+    if calls is not None:
+        calls.append(base)
+    return {"powers": jnp.power(base, jnp.arange(most, dtype=float)), "end": [jnp.inf, jnp.nan]}
+
+
+def counting(calls: list, points=({"base": 2.0}, {"base": 3.0})) -> Experiment:
+    """An experiment that tells which of its points it has measured."""
+    check = {"point": {"base": 3.0}, "most": 2}
+    return Experiment("powers", "small powers", lambda **given: powers(calls=calls, **given), points, check)
+
+
+def test_a_recording_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path, calls = tmp_path / "powers.json", []
+
+    def interrupted(base: float):
+        if base == 3.0:
+            raise KeyboardInterrupt
+        return powers(base, calls=calls)
+
+    whole = counting(calls)
+    with pytest.raises(KeyboardInterrupt):
+        Experiment("powers", "small powers", interrupted, whole.points, {}).record(path)
+    results = whole.record(path)
+    assert calls == [2.0, 3.0]
+    assert results == Results.read(path)
+    assert json.loads(path.read_text())["points"][1]["found"]["powers"] == [1.0, 3.0, 9.0]
+    assert [file.name for file in tmp_path.iterdir()] == ["powers.json"]
+    whole.record(path)
+    assert calls == [2.0, 3.0]
+
+
+def test_results_are_chosen_by_what_was_given(tmp_path: Path) -> None:
+    results = counting([]).record(tmp_path / "powers.json")
+    np.testing.assert_array_equal(results.of("powers"), [[1, 2, 4], [1, 3, 9]])
+    np.testing.assert_array_equal(results.of("powers", base=3.0), [[1, 3, 9]])
+    np.testing.assert_array_equal(results.of("end", base=3.0), [[np.inf, np.nan]])
+    with pytest.raises(ValueError, match=r"no point with {'base': 4.0}; recorded are {'base': \['2.0', '3.0'\]}"):
+        results.of("powers", base=4.0)
+    with pytest.raises(ValueError, match=r"quantity='roots' is not recorded; accepted here: \['end', 'powers'\]"):
+        results.of("roots")
+
+
+def test_a_repetition_tells_how_far_it_is_from_the_record(tmp_path: Path) -> None:
+    experiment = counting([])
+    results = experiment.record(tmp_path / "powers.json")
+    finite = Experiment("powers", "", lambda **given: {"powers": powers(**given)["powers"]}, (), experiment.check)
+    assert finite.differences(results) == {"powers": 0.0}
+    wrong = Experiment("powers", "", lambda **given: {"powers": 1.1 * powers(**given)["powers"]}, (), experiment.check)
+    assert wrong.differences(results)["powers"] == pytest.approx(0.1)
+
+
+def test_two_machines_or_two_experiments_are_not_mixed(tmp_path: Path) -> None:
+    path, experiment = tmp_path / "powers.json", counting([])
+    experiment.record(path)
+    other = Experiment("roots", "", powers, experiment.points, {})
+    with pytest.raises(ValueError, match="holds the experiment 'powers', not 'roots'"):
+        other.record(path)
+    fields = json.loads(path.read_text())
+    fields["provenance"]["device"] = "an abacus"
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="was begun with device an abacus; here it is"):
+        experiment.record(path)
+
+
+def test_the_command_line_lists_and_refuses(capsys, tmp_path: Path) -> None:
+    main(["experiment"])
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in EXPERIMENTS)
+    for arguments, words in (
+        (["experiment", "nonsense"], "experiment='nonsense' is not known"),
+        (["experiment", next(iter(EXPERIMENTS)), "--to", str(tmp_path / "nowhere")], "is no folder"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert words in capsys.readouterr().err
