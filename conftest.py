@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 
 import hypothesis
 import jax
@@ -51,6 +52,8 @@ def pytest_sessionstart() -> None:
     """
     for name in ("matplotlib.figure", "optax", "scipy.stats", "sklearn.datasets", "gradcourse"):
         import_module(name)
+    for module in walk_packages(import_module("gradcourse").__path__, "gradcourse."):
+        import_module(module.name)
 
 
 @pytest.fixture(autouse=True, scope="module")
