@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gradcourse._checks import positive_integer
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.measure.jacobians import backward_jacobian_norms
-from gradcourse.nn.initializers import gaussian
+from gradcourse.nn.initializers import Initializer, gaussian
 from gradcourse.nn.layers import Conv, Dense, Flatten, Layer
 from gradcourse.nn.network import Network, Params, mlp, sequential
 from gradcourse.profile import Profile
-from gradcourse.theory.convolution import LocallyConnected, critical_variance, vanilla_cnn
+from gradcourse.theory.convolution import LocallyConnected
+from gradcourse.theory.criticality import critical_point
 from gradcourse.training.data import Dataset, digits
 from gradcourse.training.loop import accuracy, train
 from gradcourse.training.sweeps import over_seeds
@@ -31,9 +33,32 @@ __all__ = [
     "small_digits",
     "trainable_depth",
     "twenty_layers",
+    "vanilla_cnn",
     "very_deep",
     "weights_only",
 ]
+
+
+DEEP_BIAS_VARIANCE = 1e-9
+
+
+def vanilla_cnn(depth: int, init: str, *, channels: int = 16) -> Network:
+    """Returns a plain convolutional tanh network for digits, after Xiao et al. (2018): no shortcuts, no normalisation.
+
+    A convolution of stride 2 is followed by `depth` equal ones of 4 x 4 pixels, wrapped round, whose weights are drawn
+    by `init` (`"delta_orthogonal"` or `"gaussian"`) on tanh's critical line; then a readout. With biases of variance
+    `DEEP_BIAS_VARIANCE` the variance at rest is small and tanh nearly linear. Inputs should have that mean square, as
+    `small_digits` have; the readout undoes the scale.
+
+    >>> vanilla_cnn(10_000, "delta_orthogonal").depth
+    10003
+    """
+    sigma_w2, q = critical_point("tanh", sigma_b2=DEEP_BIAS_VARIANCE)
+    first = Conv(channels, "tanh", stride=2, init=gaussian(1.0))
+    scheme = Initializer(init, sigma_w2**0.5, DEEP_BIAS_VARIANCE**0.5)
+    layer = Conv(channels, "tanh", padding="CIRCULAR", init=scheme)
+    readout = Dense(10, init=gaussian(q**-0.5))
+    return sequential((8, 8, 1), [first, *[layer] * positive_integer("depth", depth), Flatten(), readout])
 
 
 @lru_cache
@@ -44,7 +69,9 @@ def small_digits() -> Dataset:
     """
     data = digits(images=True)
     mean = data.x_train.mean(axis=0, keepdims=True)
-    scale = (critical_variance() / float(jnp.mean(jnp.square(data.x_train - mean)))) ** 0.5
+    scale = (
+        critical_point("tanh", sigma_b2=DEEP_BIAS_VARIANCE).q / float(jnp.mean(jnp.square(data.x_train - mean)))
+    ) ** 0.5
     return data._replace(x_train=scale * (data.x_train - mean), x_test=scale * (data.x_test - mean))
 
 
