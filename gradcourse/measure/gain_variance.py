@@ -25,8 +25,8 @@ def gain_variance(network: Network, params: Any, x: Float[Array, "1 *shape"]) ->
     >>> import jax
     >>> from gradcourse.nn.network import mlp
     >>> network = mlp(8, [8], 8, activation="identity", init="orthogonal")
-    >>> gain_variance(network, network.init(key=jax.random.key(0)), jnp.ones((1, 8))).round(4) + 0.0
-    Array([0., 0.], dtype=float32)
+    >>> gain_variance(network, network.init(key=jax.random.key(0)), jnp.ones((1, 8))).max() < 1e-5
+    Array(True, dtype=bool)
     """
     size = int(np.prod(network.input_shape))
     basis = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *network.input_shape)

@@ -5,8 +5,6 @@ $\chi_1 = \sigma_w^2\, \mathbb{E} f'(\sqrt{q^*} z)^2$. Below 1 gradients vanish,
 *ordered* phase); above 1 gradients explode, and inputs however near one another part (the *chaotic* phase). Over how
 many layers that happens are the depth scales (Schoenholz et al. 2017).
 
->>> round(chi_1("tanh", sigma_w2=1.3, sigma_b2=0.05), 4)
-0.8802
 >>> round(critical_weight_variance("tanh", sigma_b2=0.05), 5)
 1.76095
 >>> scales = depth_scales("tanh", sigma_w2=2.5, sigma_b2=0.05)
@@ -17,23 +15,16 @@ many layers that happens are the depth scales (Schoenholz et al. 2017).
 from math import exp, inf, log, sqrt
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gradcourse._checks import positive_number
 from gradcourse.nn.activations import resolve
-from gradcourse.theory.quadrature import gaussian_rule, in_float64
+from gradcourse.theory.quadrature import gaussian_rule
 from gradcourse.theory.variances import fixed_point, mean_square_slope, moments, variance_map
 
-__all__ = [
-    "CriticalPoint",
-    "DepthScales",
-    "chi_1",
-    "critical_point",
-    "critical_weight_variance",
-    "depth_scale",
-    "depth_scales",
-]
+__all__ = ["DepthScales", "chi_1", "critical_point", "critical_weight_variance", "depth_scale", "depth_scales"]
 
 DEGREE = 100  # of the correlation map's power series
 
@@ -102,14 +93,14 @@ def depth_scales(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0) -> 
     above, below = (variance_map(activation, q + side * step, **variances) for side in (1, -1))
     chi = chi_1(activation, **variances)
     correlation, slope = 1.0, chi
-    if chi > 1:
-        mapped = _correlation_map(activation, q, **variances)
-        correlation = brentq(lambda c: mapped(c) - c, 0, 1 - 1e-9)
+    mapped = _correlation_map(activation, q, **variances)
+    if chi > 1 and mapped(almost := 1 - 1e-6) < almost:
+        correlation = brentq(lambda c: mapped(c) - c, 0, almost)
         slope = mapped.deriv()(correlation)
     return DepthScales(q, correlation, chi, *map(_layers, ((above - below) / (2 * step), slope, chi)))
 
 
-@in_float64
+@jax.enable_x64(True)
 def _correlation_map(activation: Any, q: float, sigma_w2: float, sigma_b2: float) -> np.polynomial.Polynomial:
     r"""The correlation of two inputs' pre-activations of variance `q`, as a function of that in the layer below.
 
@@ -126,25 +117,18 @@ def _correlation_map(activation: Any, q: float, sigma_w2: float, sigma_b2: float
     return (sigma_w2 * np.polynomial.Polynomial(np.square(coefficients)) + sigma_b2) / q
 
 
-class CriticalPoint(NamedTuple):
-    r"""A point of the critical line: the weight variance, and the variance $q^*$ of pre-activations at rest there."""
+@jax.enable_x64(True)
+def critical_point(activation: Any, *, sigma_b2: float = 0.0) -> tuple[float, float]:
+    r"""Returns the weight variance $\sigma_w^2$ at which `chi_1` is 1, and the variance $q^*$ at rest there.
 
-    sigma_w2: float
-    q: float
-
-
-@in_float64
-def critical_point(activation: Any, *, sigma_b2: float = 0.0) -> CriticalPoint:
-    r"""Returns the point of the critical line, where `chi_1` is 1, that has this bias variance.
-
-    On the line both $\sigma_w^2 = 1 / \mathbb{E} f'^2$ and $q = \sigma_w^2\, \mathbb{E} f^2 + \sigma_b^2$ hold; this
-    solves them for $q$, which the variance map itself might take hundreds of thousands of layers to approach. Without
-    biases `q` is 0 for most activations; for scale-free ones every $q$ is at rest, and it is 0 as well. Raises
+    On this critical line both $\sigma_w^2 = 1 / \mathbb{E} f'^2$ and $q = \sigma_w^2\, \mathbb{E} f^2 + \sigma_b^2$
+    hold. They are solved for $q$, which the variance map itself might take hundreds of thousands of layers to reach.
+    Without biases it is 0 for most activations; for scale-free ones any $q$ is at rest, and 0 is returned. Raises
     `ValueError` where there is no solution (a rectifier with biases, softplus) or one from which the variance runs away
     (gelu or silu with small biases).
 
     >>> critical_point("relu")
-    CriticalPoint(sigma_w2=2.0, q=0.0)
+    (2.0, 0.0)
     """
     from scipy.optimize import brentq  # here, for it is slow to load
 
@@ -163,7 +147,7 @@ def critical_point(activation: Any, *, sigma_b2: float = 0.0) -> CriticalPoint:
         sigma_w2 = round(1 / mean_square_slope(f, q), 13)
         above = max(1.01 * q, 0.01)
         if variance_map(f, above, sigma_w2=sigma_w2, sigma_b2=sigma_b2) <= above * (1 + 1e-9):
-            return CriticalPoint(sigma_w2, q)
+            return sigma_w2, q
     raise ValueError(
         f"sigma_b2={sigma_b2!r} gives {f.name} no critical weight variance at which the variance settles; accepted are "
         "activations that saturate (tanh, erf, sigmoid, ...) at any sigma_b2, and scale-free ones (relu, leaky_relu, "
@@ -172,9 +156,9 @@ def critical_point(activation: Any, *, sigma_b2: float = 0.0) -> CriticalPoint:
 
 
 def critical_weight_variance(activation: Any, *, sigma_b2: float = 0.0) -> float:
-    r"""Returns the weight variance $\sigma_w^2$ of the `critical_point`, which raises what this raises.
+    r"""Returns the weight variance $\sigma_w^2$ of the `critical_point`; errors as there.
 
     >>> round(critical_weight_variance("sigmoid"), 2)
     103.01
     """
-    return critical_point(activation, sigma_b2=sigma_b2).sigma_w2
+    return critical_point(activation, sigma_b2=sigma_b2)[0]

@@ -76,9 +76,9 @@ def typical_square(width: int, layers: int) -> float:
 def born_dead(width: int, layers: int) -> float:
     r"""Returns the probability that a fresh rectifier network puts out nothing: $1 - (1 - 2^{-N})^H$.
 
-    That is for one input, zero biases, weights of any symmetric distribution and $H$ `layers` of $N$ units each. A layer
-    is dead if all its units are off, and then all above it are dead, too. For many inputs at once this is at most as
-    likely (Lu et al. 2020).
+    For one input, zero biases, weights of any symmetric distribution and $H$ `layers` of $N$ units. A layer is dead if
+    all its units are off, and then so are all above it. For many inputs at once that is at most as likely (Lu et al.
+    2020).
     """
     width, layers = positive_integer("width", width), positive_integer("layers", layers)
     return float(-np.expm1(layers * np.log1p(-(2.0**-width))))

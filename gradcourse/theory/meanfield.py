@@ -28,7 +28,7 @@ from gradcourse.nn.layers import Conv, Dense, Flatten
 from gradcourse.nn.network import Network, Stage
 from gradcourse.profile import Profile
 from gradcourse.theory.criticality import chi_1, critical_weight_variance, depth_scale
-from gradcourse.theory.quadrature import gaussian_mean, in_float64
+from gradcourse.theory.quadrature import gaussian_mean
 from gradcourse.theory.variances import fixed_point, mean_square, mean_square_slope, moments, variance_map
 
 __all__ = [
@@ -52,7 +52,7 @@ __all__ = [
 # carries a tangent's squared norm forward.
 
 
-@in_float64
+@jax.enable_x64(True)
 def preactivation_variances(network: Network, x: Float[ArrayLike, "batch *shape"]) -> NDArray[np.float64]:
     """Returns the predicted pre-activation variance per layer, averaged over batch and pixels, `(layer,)`.
 
@@ -66,7 +66,7 @@ def preactivation_variances(network: Network, x: Float[ArrayLike, "batch *shape"
     )
 
 
-@in_float64
+@jax.enable_x64(True)
 def backward_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"]) -> Profile:
     r"""Returns the predicted root mean square, over weights and batch, of $\|\partial y / \partial h_l\|_F$.
 
@@ -81,13 +81,13 @@ def backward_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"
     return _predicted(network, _backward(network, _check(network, x)), "output with respect to each layer's input")
 
 
-@in_float64
+@jax.enable_x64(True)
 def forward_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"]) -> Profile:
     r"""Returns the predicted root mean square of $\|\partial h_{l+1} / \partial x\|_F$; otherwise as above."""
     return _predicted(network, _forward(network, _check(network, x)), "each layer's output with respect to the input")
 
 
-@in_float64
+@jax.enable_x64(True)
 def layer_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"]) -> Profile:
     r"""Returns the predicted root mean square of $\|\partial h_{l+1} / \partial h_l\|_F$; otherwise as above."""
     return _predicted(network, _single(network, _check(network, x)), "each layer's output with respect to its input")

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from gradcourse._checks import positive_number
 from gradcourse.nn.activations import Activation, resolve
-from gradcourse.theory.quadrature import gaussian_rule, in_float64
+from gradcourse.theory.quadrature import gaussian_rule
 
 __all__ = ["fixed_point", "mean_square", "mean_square_slope", "moments", "variance_map"]
 
@@ -33,13 +33,13 @@ def moments(activation: Activation, q: Float[Array, "*batch"]) -> tuple[Float[Ar
     return square, slope2
 
 
-@in_float64
+@jax.enable_x64(True)
 def mean_square(activation: Any, q: float) -> float:
     """Returns the mean of `f(s)**2` for a Gaussian pre-activation of variance `q`."""
     return float(moments(resolve(activation), jnp.asarray(positive_number("q", q, zero=True)))[0])
 
 
-@in_float64
+@jax.enable_x64(True)
 def mean_square_slope(activation: Any, q: float) -> float:
     """Returns the mean of `f'(s)**2` for a Gaussian pre-activation of variance `q`.
 
@@ -55,7 +55,7 @@ def variance_map(activation: Any, q: float, *, sigma_w2: float, sigma_b2: float 
     return sigma_w2 * mean_square(activation, q) + positive_number("sigma_b2", sigma_b2, zero=True)
 
 
-@in_float64
+@jax.enable_x64(True)
 def fixed_point(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0, start: float = 1.0) -> float:
     r"""Returns $q^*$, where the variance map started from `start` comes to rest.
 

@@ -69,9 +69,8 @@ def small_digits() -> Dataset:
     """
     data = digits(images=True)
     mean = data.x_train.mean(axis=0, keepdims=True)
-    scale = (
-        critical_point("tanh", sigma_b2=DEEP_BIAS_VARIANCE).q / float(jnp.mean(jnp.square(data.x_train - mean)))
-    ) ** 0.5
+    _, q = critical_point("tanh", sigma_b2=DEEP_BIAS_VARIANCE)
+    scale = (q / float(jnp.mean(jnp.square(data.x_train - mean)))) ** 0.5
     return data._replace(x_train=scale * (data.x_train - mean), x_test=scale * (data.x_test - mean))
 
 
