@@ -17,7 +17,8 @@ from gradcourse.measure.singular_values import (
     layer_singular_values,
     summary,
 )
-from gradcourse.nn.layers import Conv, Dense, Flatten, MaxPool
+from gradcourse.nn.convolutions import Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import mlp, sequential
 from gradcourse.profile import Profile
 from gradcourse.training.sweeps import over_seeds
@@ -196,7 +197,7 @@ def test_a_readout_scaled_by_a_power_of_two_shifts_all_exponents_alone():
 
 
 def test_delta_orthogonal_convolutions_keep_all_singular_values_at_one():
-    layers = [Conv(2, "identity", padding="CIRCULAR", init="delta_orthogonal")] * 3
+    layers = [Conv(2, "identity", padding="CIRCULAR", initializer="delta_orthogonal")] * 3
     network = sequential((3, 3, 2), layers)
     params = network.init(key=jax.random.key(0))
     for measure in MEASURES.values():

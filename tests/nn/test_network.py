@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import reference
 
-from gradcourse.nn.layers import AvgPool, Conv, Dense, Flatten, Layer, MaxPool
+from gradcourse.nn.convolutions import AvgPool, Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten, Layer
 from gradcourse.nn.network import Network, Stage, cnn, mlp, sequential
 
 DENSE = mlp(4, [5] * 6 + [3], 2, activation="tanh", init="glorot_normal")
