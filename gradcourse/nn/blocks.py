@@ -24,25 +24,22 @@ __all__ = ["Block", "Residual"]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Chain(Linearized):
+class _Chain(Linearized):
     """Of layers in a row; the last one's slope is the chain's own, and not kept a second time in its part."""
 
     parts: Any
 
     @classmethod
-    def of(cls, parts: list[Linearized]) -> "Chain":
-        """Returns the chain of these."""
+    def of(cls, parts: list[Linearized]) -> "_Chain":
         *before, last = parts
         return cls(last.slope, (*before, replace(last, slope=None)))
 
     def pull(self, params: Params, v: Float[Array, "direction batch *output"]) -> Array:
-        """Returns cotangents on the first layer's input for cotangents `v` on the last one's pre-activation."""
         for index, part in reversed(list(enumerate(self.parts))):
             v = part.pull(params[str(index)], part.times_slope(v))
         return v
 
     def push(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns tangents on the last layer's pre-activation for tangents `v` on the first one's input."""
         for index, part in enumerate(self.parts):
             v = part.times_slope(part.push(params[str(index)], v))
         return v
@@ -50,18 +47,16 @@ class Chain(Linearized):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Shortcut(Linearized):
+class _Shortcut(Linearized):
     """Of `h + scale * body(h)`; the scale is a parameter where it is `None` here."""
 
     body: Any
     scale: Any = field(metadata=STATIC)
 
     def pull(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns `v + scale * (the body's transposed Jacobian of v)`."""
         return v + self.body.pull(params, self.body.times_slope(self._scale(params) * v))
 
     def push(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns `v + scale * (the body's Jacobian of v)`."""
         return v + self._scale(params) * self.body.times_slope(self.body.push(params, v))
 
     def _scale(self, params: Params) -> Any:
@@ -147,7 +142,7 @@ class Block(Layer):
         for index, layer in enumerate(self.body):
             h, point = layer.linearize(params[str(index)], h)
             parts.append(point)
-        return h, Chain.of(parts)
+        return h, _Chain.of(parts)
 
     def linearize_scaled(
         self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
@@ -157,7 +152,7 @@ class Block(Layer):
         for index, layer in enumerate(self.body):
             scaled, point = linearized(layer, params[str(index)], scaled)
             parts.append(point)
-        return *scaled, Chain.of(parts)
+        return *scaled, _Chain.of(parts)
 
     def parameter_gradient(
         self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
@@ -226,7 +221,7 @@ class Residual(Block):
     def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
         """Returns the output and the linear map, the identity plus `scale` times the body's."""
         output, body = super().linearize(params, h)
-        return h + self._scale(params) * output, Shortcut(None, body, None if self.learned else self.scale)
+        return h + self._scale(params) * output, _Shortcut(None, body, None if self.learned else self.scale)
 
     def linearize_scaled(
         self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]

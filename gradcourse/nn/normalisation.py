@@ -51,7 +51,7 @@ __all__ = ["BatchNorm", "ChannelScale", "GroupNorm", "LayerNorm", "WeightStandar
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Normalised(Linearized):
+class _Normalised(Linearized):
     """Of a normalisation: what its Jacobian is made of, the normalised input and 1 / deviation."""
 
     normalised: Any
@@ -59,11 +59,9 @@ class Normalised(Linearized):
     layer: Any = field(metadata=STATIC)
 
     def pull(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Float[Array, "direction batch *shape"]:
-        """Returns the projection of `scale * v`, over the deviation."""
         return self._projected(v * per_channel(params["scale"], v))
 
     def push(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Float[Array, "direction batch *shape"]:
-        """Returns `scale` times the projection of `v`, over the deviation."""
         return self._projected(v) * per_channel(params["scale"], v)
 
     def _projected(self, v: Array) -> Array:
@@ -103,7 +101,7 @@ class _Normalisation(_Scaled):
         """Returns the output and the linear map."""
         normalised, per_deviation = self._normalised(h)
         s = _affine(params, normalised)
-        return self.activation(s), Normalised(self.kept(self.activation.slope(s)), normalised, per_deviation, self)
+        return self.activation(s), _Normalised(self.kept(self.activation.slope(s)), normalised, per_deviation, self)
 
     def together(self, reduce: Any, h: Array, leading: int = 1) -> Array:
         """Returns what `reduce`, such as `jnp.mean`, makes of what belongs together; `batch` is axis `leading - 1`."""
@@ -223,18 +221,16 @@ class ChannelScale(_Scaled):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Standardised(Linearized):
+class _Standardised(Linearized):
     """Of a layer whose weights are standardised: what the layer's own makes of such weights."""
 
     inner: Any
     layer: Any = field(metadata=STATIC)
 
     def pull(self, params: Params, v: Float[Array, "direction batch *output"]) -> Array:
-        """Returns the layer's transposed map of `v`."""
         return self.inner.pull(self.layer.standardised(params), v)
 
     def push(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns the layer's map of `v`."""
         return self.inner.push(self.layer.standardised(params), v)
 
 
@@ -311,7 +307,7 @@ class WeightStandardised(Layer):
         return output, exponent, self._wrapped(point)
 
     def _wrapped(self, point: Linearized) -> Linearized:
-        return Standardised(point.slope, replace(point, slope=None), self)
+        return _Standardised(point.slope, replace(point, slope=None), self)
 
 
 def at_inference(

@@ -1,5 +1,7 @@
 """Layers: their halves against autodiff, their shapes, their fields, and what a layer of your own needs."""
 
+from dataclasses import fields, replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,11 @@ import pytest
 import reference
 
 from gradcourse.nn.activations import Activation
+from gradcourse.nn.blocks import Block, Residual
 from gradcourse.nn.convolutions import AvgPool, Conv, MaxPool
-from gradcourse.nn.layers import Dense, Flatten, Layer
+from gradcourse.nn.layers import Dense, Flatten, Layer, Pointwise
+from gradcourse.nn.locally_connected import LocallyConnected
+from gradcourse.nn.normalisation import BatchNorm, ChannelScale, GroupNorm, LayerNorm, WeightStandardised
 
 
 @pytest.mark.parametrize(
@@ -61,6 +66,36 @@ def test_parameters_follow_the_scheme():
     assert not params["bias"].any()
 
 
+@pytest.mark.parametrize(
+    ("layer", "changes"),
+    [
+        (Dense(3, "tanh", initializer="he_normal"), {"width": 4, "activation": "relu"}),
+        (Conv(3, "gelu", kernel_size=2, padding="VALID", initializer="orthogonal"), {"stride": 2}),
+        (LocallyConnected(3, "tanh", kernel_size=2), {"channels": 2}),
+        (MaxPool(2), {"stride": 1}),
+        (AvgPool(3, 2), {"size": 2}),
+        (Pointwise("relu"), {"activation": "tanh"}),
+        (Flatten(), {}),
+        (BatchNorm("tanh", epsilon=1e-3), {"epsilon": 1e-2}),
+        (GroupNorm(2, "tanh"), {"groups": 3}),
+        (LayerNorm("tanh"), {"activation": "relu"}),
+        (ChannelScale("tanh"), {"activation": "relu"}),
+        (WeightStandardised(Dense(3), gain=2.0), {"layer": Conv(3)}),
+        (Block((Dense(3), BatchNorm())), {"body": Dense(4)}),
+        (Residual(Dense(3, "tanh"), scale=0.5, learned=True), {"learned": False}),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Layer) else "",
+)
+def test_fields_may_be_replaced(layer, changes):
+    assert replace(layer) == layer
+    changed = replace(layer, **changes)
+    assert (changed != layer) == bool(changes)
+    untouched = {field.name for field in fields(layer)} - set(changes)
+    assert all(getattr(changed, name) == getattr(layer, name) for name in untouched)
+    again = {name: getattr(layer, name) for name in changes}
+    assert replace(changed, **again) == layer
+
+
 def test_equal_layers_are_equal():
     mine = Activation("mine", jnp.sin)
     assert Dense(3, "tanh") == Dense(3, "tanh") != Dense(3, "relu")
@@ -72,6 +107,7 @@ def test_equal_layers_are_equal():
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
+        (lambda: Dense(3, init="he_normal"), TypeError, "unexpected keyword argument 'init'"),
         (lambda: Dense(0), ValueError, "width=0 is accepted from 1 up"),
         (lambda: Dense(2.5), TypeError, "width=2.5 is a float; accepted is a whole number"),
         (lambda: Dense(3, "sigmod"), ValueError, "activation='sigmod'.*did you mean 'sigmoid'"),

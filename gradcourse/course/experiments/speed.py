@@ -438,6 +438,8 @@ SCALED_TANH = Activation(
     lambda s: 1.7159 * 0.6666 * (1 - jnp.square(jnp.tanh(0.6666 * s))),
     1.7159 * 0.6666,
     source="LeCun et al. 1998",
+    linear_at_zero=True,
+    kinked_at_zero=False,
 )
 
 
