@@ -10,6 +10,7 @@ weights would cost more than the pass. So `push` and `pull` are given the layer'
 
 Cotangents and tangents are `(direction, batch, *shape)`, one entry of `direction` per output or input direction.
 
+>>> import jax, jax.numpy as jnp
 >>> from gradcourse.nn.layers import Dense
 >>> layer = Dense(3, "tanh")
 >>> params, h = layer.init((2,), key=jax.random.key(0)), jnp.ones((1, 2))
