@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gradcourse.nn.layers import Layer
-from gradcourse.nn.network import Network
+from gradcourse.nn.network import Network, joined
 
 __all__ = ["gain_variance"]
 
@@ -33,12 +33,11 @@ def gain_variance(network: Network, params: Any, x: Float[Array, "1 *shape"]) ->
 
     def step(layer: Layer, p: Any, carry: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
         h, v = carry
-        h, saved = layer.linearize(p, h)
-        v = layer.through_activation(saved, layer.push(p, saved, v))
+        h, point = layer.linearize(p, h)
+        v = point.times_slope(point.push(p, v))
         rows = v.reshape(size, -1)
         squares = jnp.matmul(rows, rows.T, precision=lax.Precision.HIGHEST)
         mean = jnp.trace(squares) / size
         return (h, v), jnp.sum(jnp.square(squares)) / size / jnp.square(mean) - 1
 
-    _, stages = network.scan(step, params, (x, basis))
-    return jnp.concatenate(stages)
+    return joined(network.scan(step, params, (x, basis))[1])

@@ -8,113 +8,15 @@ r"""What theory says of convolutions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log
-from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float
 
 from gradcourse._checks import positive_integer
-from gradcourse.nn import activations, initializers
-from gradcourse.nn.initializers import Initializer
-from gradcourse.nn.layers import Affine, Conv
-from gradcourse.nn.network import Network, Params
 
-__all__ = ["LocallyConnected", "border_factor", "border_share", "untied", "wave_walk"]
-
-# ---- A convolution without weight sharing
-
-
-@dataclass(frozen=True, init=False)
-class LocallyConnected(Affine):
-    """`f(kernel_p * h + bias)` with a kernel of its own at every position `p`, and the borders wrapped round.
-
-    Weight `(height, width, kernel_size ** 2 * in, out)`; a unit sees as many inputs as a convolution's, and the
-    `Initializer` draws every position's kernel as that of a convolution.
-
-    >>> layer = LocallyConnected(8, "tanh")
-    >>> layer.init((4, 4, 3), key=jax.random.key(0))["weight"].shape
-    (4, 4, 27, 8)
-    """
-
-    channels: int = field()
-    kernel_size: int = field()
-    kind: ClassVar[str] = "locally connected"
-
-    def __init__(
-        self,
-        channels: int,
-        activation: Any = "identity",
-        *,
-        kernel_size: int = 3,
-        init: str | Initializer = "glorot_uniform",
-    ):
-        fields = {
-            "channels": positive_integer("channels", channels),
-            "activation": activations.resolve(activation),
-            "kernel_size": positive_integer("kernel_size", kernel_size),
-            "init_scheme": initializers.resolve(init),
-        }
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns `(height, width, channels)`."""
-        if len(shape) != 3:
-            raise ValueError(f"LocallyConnected got an input of shape {shape}; accepted are (height, width, channel).")
-        return (*shape[:2], self.channels)
-
-    def init(self, shape: tuple[int, ...], *, key: PRNGKeyArray) -> dict[str, Any]:
-        """Returns `{"weight", "bias"}`, every position's kernel drawn from the layer's scheme."""
-        height, width, channels = shape
-        weight_key, bias_key = jax.random.split(key)
-        kernel = (self.kernel_size, self.kernel_size, channels, self.channels)
-        draw = jax.vmap(lambda key: self.init_scheme.weights(kernel, key=key))
-        weight = draw(jax.random.split(weight_key, height * width)).reshape(height, width, -1, self.channels)
-        return {"weight": weight, "bias": self.init_scheme.biases((self.channels,), key=bias_key)}
-
-    def linear(self, weight: Array, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
-        """Returns every window times the kernel of its position."""
-        before = (self.kernel_size - 1) // 2
-        reach = (before, self.kernel_size - 1 - before)
-        padded = jnp.pad(h, ((0, 0), reach, reach, (0, 0)), mode="wrap")
-        height, width = h.shape[1:3]
-        windows = [
-            padded[:, row : row + height, column : column + width]
-            for row in range(self.kernel_size)
-            for column in range(self.kernel_size)
-        ]
-        return jnp.einsum("bhwi,hwio->bhwo", jnp.concatenate(windows, axis=-1), weight, precision="highest")
-
-    def transpose(self, weight: Array, v: Float[Array, "batch *output"], shape: tuple[int, ...]) -> Array:
-        """Returns the transposed linear map of `v`."""
-        like = jax.ShapeDtypeStruct((len(v), *shape), v.dtype)
-        (pulled,) = jax.linear_transpose(lambda h: self.linear(weight, h), like)(v)
-        return pulled
-
-
-def untied(network: Network, params: Params) -> Params:
-    """Returns the parameters of the network that has `LocallyConnected` layers in place of wrapped `Conv` ones.
-
-    Both compute the same, for each position's kernel is a copy of the shared one. Raises `ValueError` for convolutions
-    with strides or without wrapped borders.
-    """
-    loose = []
-    for stage, stage_params in zip(network.stages, params, strict=True):
-        layer = stage.layer
-        if isinstance(layer, Conv):
-            if (layer.stride, layer.padding) != (1, "CIRCULAR"):
-                raise ValueError(f"network has the layer {layer!r}; accepted are stride=1 and padding='CIRCULAR'.")
-            kernel = stage_params["weight"]
-            window = kernel.reshape(len(kernel), 1, 1, -1, layer.channels)
-            shape = (len(kernel), *stage.shape[:2], *window.shape[3:])
-            stage_params = stage_params | {"weight": jnp.broadcast_to(window, shape)}
-        loose.append(stage_params)
-    return tuple(loose)
+__all__ = ["border_factor", "border_share", "wave_walk"]
 
 
 def border_factor(size: int, *, kernel_size: int = 3) -> float:
