@@ -17,7 +17,9 @@ from gradcourse.course.recording import Experiment, grid, kept_digits
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.nn.layers import Dense
 from gradcourse.nn.network import Network, mlp
-from gradcourse.training.precision import Dynamic, gradient_in, train_in, vanishing_point
+from gradcourse.training.formats import vanishing_point
+from gradcourse.training.mixed_precision import Dynamic, train_in
+from gradcourse.training.precision import gradient_in
 
 __all__ = [
     "DEPTHS",
