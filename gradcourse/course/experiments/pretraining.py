@@ -235,7 +235,7 @@ def race(
         ).log10_norm[:hidden]
         for s in range(seeds)
     ]
-    source, steps, rates = _data(data), looks(most), jnp.asarray(rates)
+    source, steps = _data(data), looks(most)
     train = _watched(data, 500)
     test = (source.x_test, source.y_test) if data == "digits" else _watched(data, 2000)
     keys = jnp.stack([jax.random.fold_in(jax.random.key(7), seed) for seed in range(seeds)])
