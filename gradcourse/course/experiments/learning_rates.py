@@ -1,7 +1,7 @@
 """Chapter 6: largest stable rates, small rates, the edge of stability, one rate per layer, rate against depth."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +28,6 @@ WIDTH = 64
 EXAMPLES = 256
 
 
-@lru_cache
 def _digits(dtype: str = "float32") -> Dataset:
     return Dataset(*(part.astype(dtype) if jnp.issubdtype(part.dtype, jnp.floating) else part for part in digits()))
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise, product
 from math import erfc, prod, sqrt
 from typing import Any
@@ -55,7 +55,6 @@ BATCH = 32
 Layers = list[dict[str, Any]]  # the parameters of each layer
 
 
-@lru_cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """The training images and labels, in single precision whatever the precision of the run."""
     with jax.enable_x64(False):
