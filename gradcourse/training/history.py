@@ -17,7 +17,7 @@ from gradcourse._logdomain import times_power
 from gradcourse.measure.gradients import layer_squares, layers_with, update_to_weight_ratios
 from gradcourse.measure.statistics import UnitStatistics, statistics_of
 from gradcourse.nn.layers import Layer
-from gradcourse.nn.network import Network, Params
+from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile
 from gradcourse.rescaling import RescalingProbe, exponents, profile, rescale
 from gradcourse.training.runs import NEVER
@@ -119,14 +119,14 @@ def snapshot(
     at_inputs = [RescalingProbe.zeros(stage.repeats, dtype=x.dtype) for stage in network.stages]
     differentiated = jax.value_and_grad(mean_loss, argnums=(0, 1, 2), has_aux=True)
     (loss, logits), (gradient, found, last) = differentiated(params, at_inputs, RescalingProbe.zeros(dtype=x.dtype))
-    chain = jax.tree.map(lambda *stages: jnp.concatenate(stages), *found, last[None])
+    chain = joined([*found, last[None]])
     everywhere = profile(chain, (*network.layer_names, "output"), quantity="gradient of the loss at each layer's input")
     inputs = jax.tree.map(lambda leaf: leaf[:-1], everywhere)
     # Not of the mean over examples, but of one example's loss.
     activation = replace(inputs, fraction=inputs.fraction + jnp.log2(len(x)) / 2, layers=network.layer_names)
     # What lies before a probe has a gradient divided by the powers of two from there on.
     powers = exponents(chain)[1:]
-    layers, squared = layers_with(network, params, "all"), layer_squares(network, "all", gradient)
+    layers, squared = layers_with(network, params, "all"), layer_squares(gradient)
     powers_there = powers[np.array([name in layers for name in network.layer_names])]
     parameter = Profile(
         powers_there + squared.exponent,
@@ -137,7 +137,7 @@ def snapshot(
     )
     updates, _ = optimizer.update(_times_powers(network, gradient, powers), optimizer_state, params)
     ratios = update_to_weight_ratios(network, params, updates)
-    overflown = jnp.isnan(layer_squares(network, "all", updates).square)
+    overflown = jnp.isnan(layer_squares(updates).square)
     seen = {
         "activation_gradient": activation,
         "parameter_gradient": parameter,
@@ -185,10 +185,9 @@ def masked(
 
 def _times_powers(network: Network, gradient: Params, powers: Int[Array, " layer"]) -> Params:
     """The gradient as it is without rescaling, underflow included: what an optimiser is given."""
-    starts = np.cumsum([stage.repeats for stage in network.stages])[:-1]
     return tuple(
         jax.tree.map(lambda leaf, power=power: times_power(leaf, power), stage)
-        for stage, power in zip(gradient, jnp.split(powers, starts), strict=True)
+        for stage, power in zip(gradient, network.parted(powers), strict=True)
     )
 
 
