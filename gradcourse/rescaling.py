@@ -110,7 +110,8 @@ def _chain(found: Any, layers: Sequence[str] | None, axis: int) -> tuple[Rescali
         raise TypeError(
             "found is a dictionary of rescaling probes, which JAX sorts by name; accepted is a list along the chain."
         )
-    if any(isinstance(one, Dummy) and not isinstance(one, RescalingProbe) for one in (found, *_listed(found))):
+    parts = found if isinstance(found, list | tuple) else [found]
+    if any(isinstance(one, Dummy) and not isinstance(one, RescalingProbe) for one in parts):
         raise TypeError("found holds plain probes, which rescale nothing; accepted is the gradient of RescalingProbes.")
     chain, names = stacked(found, RescalingProbe, layers, axis)
     if known_false((chain.uses == 1).all()):
@@ -121,10 +122,6 @@ def _chain(found: Any, layers: Sequence[str] | None, axis: int) -> tuple[Rescali
             "accepted is once. Give each place a probe of its own (a scan: RescalingProbe.zeros(depth) among its xs)."
         )
     return chain, names
-
-
-def _listed(found: Any) -> Sequence[Any]:
-    return found if isinstance(found, list | tuple) else ()
 
 
 def _added_up(chain: RescalingProbe) -> Int[Array, "*sample layer"]:

@@ -97,8 +97,9 @@ def train(
     >>> history.step.tolist(), history.observed.shape
     ([0, 10, 100], (3, 2))
 
-    Raises `ValueError` where `every` does not divide `steps`, and `ValueError` or `TypeError` for parameters or data
-    that do not fit the network, a missing key and a missing or superfluous learning rate.
+    Raises `ValueError` where `every` does not divide `steps` or `looks` do not lead up to it, and `ValueError` or
+    `TypeError` for parameters or data that do not fit the network, a missing key and a missing or superfluous learning
+    rate.
     """
     steps, batch_size = positive_integer("steps", steps), positive_integer("batch_size", batch_size)
     chosen = checked_looks(steps, every=every, looks=looks)

@@ -27,7 +27,7 @@ from gradcourse.training.controls import redrawn, with_centred_biases, with_shuf
 from gradcourse.training.data import Dataset, digits
 from gradcourse.training.descent import descend
 from gradcourse.training.loop import accuracy, cross_entropy
-from gradcourse.training.pretraining import pretrained
+from gradcourse.training.pretraining import METHODS, pretrained
 from gradcourse.training.shapeset import Shapeset
 
 __all__ = ["EXPERIMENTS", "SEEDS", "features", "few_labels", "looks", "race", "reconstruction", "started", "structure"]
@@ -304,7 +304,6 @@ def _descended(
     return jax.vmap(over_seeds, in_axes=(0, None, None))(rates, params, keys)
 
 
-METHODS = ("autoencoder", "rbm")
 MAIN = ("random", "cured", "tanh", *METHODS, *(f"{method}, redrawn, centred" for method in METHODS))
 _CENTRED = ("shuffled, centred", "spectrum, centred", "centred", "biases alone")
 OTHERS = (
