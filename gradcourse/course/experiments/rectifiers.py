@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float
 
 from gradcourse.course.recording import Experiment, grid, kept_digits
-from gradcourse.measure.statistics import silent_units
+from gradcourse.measure.units import silent_units
 from gradcourse.nn.layers import Conv, Dense, Flatten, MaxPool
 from gradcourse.nn.network import Network, mlp, sequential
 from gradcourse.training.data import Dataset
