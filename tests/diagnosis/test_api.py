@@ -132,15 +132,17 @@ def test_on_a_network_of_ours_it_agrees_with_the_engine_and_with_its_own_tracing
     by_parameters = gc.parameter_gradient_norms(network, params, x, Y)
     for name, norm in zip(by_parameters.layers, by_parameters.log10_norm, strict=True):
         assert report[name].log10_parameter_gradient == pytest.approx(norm, abs=1e-5)
-    ratios = gc.measure.sgd_update_to_weight_ratios(network, params, x, Y, 0.1)
+    gradient = jax.grad(lambda p: CROSS_ENTROPY(network.apply(p, x), Y).mean())(params)
+    ratios = gc.update_to_weight_ratios(network, params, jax.tree.map(lambda leaf: -0.1 * leaf, gradient))
     for name, ratio in zip(ratios.layers, 10**ratios.log10_norm, strict=True):
         assert report[name].update_to_weight == pytest.approx(ratio, rel=1e-4)
     statistics = gc.measure.unit_statistics(network, params, x)
-    np.testing.assert_allclose(report.of("mean"), statistics.mean, atol=1e-6)
+    for field in ("mean", "spread", "saturated", "silent", "dead"):
+        np.testing.assert_array_equal(report.of(field), getattr(statistics, field))
     # The same network as a plain function: found by tracing, measured by autodiff.
     traced = diagnose(network.apply, params, (x, Y), optimizer=optimizer, directions=60)
     has = [row for row in report.layers if row.count]
-    for field in ("log10_activation_gradient", "log10_parameter_gradient", "mean", "deviation", "silent", "dead"):
+    for field in ("log10_activation_gradient", "log10_parameter_gradient", "mean", "spread", "silent", "dead"):
         ours = [getattr(row, field) for row in has]
         np.testing.assert_allclose([getattr(row, field) for row in traced.layers], ours, atol=2e-5, err_msg=field)
     np.testing.assert_allclose(traced.of("update_to_weight"), [row.update_to_weight for row in has], rtol=1e-4)

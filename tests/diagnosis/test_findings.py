@@ -8,7 +8,8 @@ import pytest
 from ailments import Case, cases
 
 from gradcourse.diagnosis.api import diagnose
-from gradcourse.diagnosis.findings import CHAPTERS, THRESHOLDS, findings_of, gradient_slope
+from gradcourse.diagnosis.findings import THRESHOLDS, findings_of, gradient_slope
+from gradcourse.diagnosis.reading import READ_ON
 from gradcourse.diagnosis.report import LayerReport
 
 TABLE = cases()
@@ -18,7 +19,7 @@ def test_the_table_is_wide_enough() -> None:
     families = {case.name.split()[0] for case in TABLE}
     assert families == {"dense", "conv", "residual", "attention", "recurrent"}
     assert len(TABLE) >= 40
-    assert {kind for case in TABLE for kind in case.expected} == set(CHAPTERS)
+    assert {kind for case in TABLE for kind in case.expected} == set(READ_ON)
     assert sum(not case.expected for case in TABLE) >= 15
     for family in families - {"recurrent"}:
         assert any(case.expected for case in TABLE if case.name.startswith(family))
@@ -43,7 +44,7 @@ def row(index: int, gradient: float, **more: object) -> LayerReport:
         dtype="float32",
         count=100,
         mean=0.0,
-        deviation=1.0,
+        spread=1.0,
         saturated=0.0,
         dead=0.0,
         silent=0.0,
@@ -101,7 +102,7 @@ def test_a_finding_names_layers_evidence_rule_and_chapter() -> None:
     assert "mean squared gain is 0.1" in finding.evidence
     assert finding.threshold == THRESHOLDS["vanishing"]
     assert "2 decades" in finding.rule
-    assert finding.chapter == "02_the_sigmoid_derivative"
+    assert finding.read_on == "chapter 2 of the course, the sigmoid derivative"
     assert "He's" in finding.advice
 
 
