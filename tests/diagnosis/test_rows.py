@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from gradcourse.diagnosis.api import diagnose
 from gradcourse.measure.units import unit_statistics
@@ -13,28 +12,35 @@ from gradcourse.nn.layers import Conv, Dense, Flatten
 from gradcourse.nn.network import sequential
 
 FIELDS = ("mean", "spread", "saturated", "silent", "dead")
-DENSE = [Dense(12, name, init=gaussian(6.0, 1.0)) for name in ACTIVATIONS]
-CONVOLUTIONS = [Conv(5, "relu", init=gaussian(3.0, 1.0)), Conv(4, "tanh"), Flatten()]
 
 
-@pytest.mark.parametrize(
-    ("shape", "layers"), [((12,), DENSE), ((6, 6, 2), [*CONVOLUTIONS, Dense(3)])], ids=["catalogue", "convolutions"]
-)
-def test_measurement_and_report_say_the_same_of_every_activation(shape, layers):
-    network = sequential(shape, layers)
-    params = network.init(key=jax.random.key(0))
-    x, y = jax.random.normal(jax.random.key(1), (4, *shape)), jnp.zeros(4, int)
+def assert_all_say_the_same(network, params):
+    """The measurement, the report on the network, and the report on the same network as a plain function."""
+    x, y = jax.random.normal(jax.random.key(1), (4, *network.input_shape)), jnp.zeros(4, int)
     statistics = unit_statistics(network, params, x)
     with jax.numpy_dtype_promotion("standard"):
         own, traced = (diagnose(model, params, (x, y), directions=1) for model in (network, network.apply))
     for share in (statistics.silent, statistics.saturated):  # there is something to compare
         assert np.any(np.asarray(share) > 0)
-    has = [index for index, row in enumerate(own.layers) if row.count]
+    has = np.array([index for index, row in enumerate(own.layers) if row.count])
     assert len(traced.layers) == len(has)
     for field in FIELDS:
-        expected = getattr(statistics, field)
+        expected = np.asarray(getattr(statistics, field))
         np.testing.assert_array_equal(own.of(field), expected, err_msg=field)
-        np.testing.assert_allclose(traced.of(field), expected[np.array(has)], rtol=1e-4, atol=1e-5, err_msg=field)
+        np.testing.assert_allclose(traced.of(field), expected[has], rtol=1e-4, atol=1e-5, err_msg=field)
+
+
+def test_measurement_and_report_say_the_same_of_every_activation():
+    network = sequential((12,), [Dense(12, name, init=gaussian(1.5, 1.0)) for name in ACTIVATIONS])
+    assert_all_say_the_same(network, network.init(key=jax.random.key(0)))
+
+
+def test_measurement_and_report_say_the_same_of_convolutions():
+    network = sequential((4, 4, 2), [Conv(5, "relu"), Conv(4, "tanh"), Flatten(), Dense(3)])
+    params = network.init(key=jax.random.key(0))
+    for stage, bias in ((0, -100.0), (1, 5.0)):  # a channel is silent, another saturated
+        params[stage]["bias"] = params[stage]["bias"].at[0, 0].set(bias)
+    assert_all_say_the_same(network, params)
 
 
 def test_rows_hold_plain_numbers_in_the_order_of_the_program():
