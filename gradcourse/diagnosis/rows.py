@@ -122,7 +122,7 @@ def network_rows(
     if optimizer is not None:
         updates = next_update(optimizer, optimizer_state, gradient, params)
         ratios = 10.0 ** update_to_weight_ratios(network, params, updates).log10_norm
-    plain = log2_norms(layer_squares(network, "all", gradient))
+    plain = log2_norms(layer_squares(gradient))
     shapes = [stage.layer.output_shape(stage.shape) for stage in network.stages for _ in range(stage.repeats)]
     layers = [(name, *one, shape) for name, one, shape in zip(names, network.layers(params), shapes, strict=True)]
     gain = 10.0 ** (2 * gains.log10_norm) / [prod(shape) for shape in shapes]

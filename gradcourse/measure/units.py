@@ -29,7 +29,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from gradcourse._checks import positive_number
 from gradcourse._logdomain import check_overflow, times_power, to_unit
 from gradcourse.nn.layers import Layer, ScaledInput, as_scaled, linearized
-from gradcourse.nn.network import Network, Params
+from gradcourse.nn.linearized import Linearized
+from gradcourse.nn.network import Network, Params, joined
 
 __all__ = ["TAIL", "UnitStatistics", "activation_statistics", "silent_units", "statistics_of", "unit_statistics"]
 
@@ -175,8 +176,7 @@ def statistics_of(
 
     everywhere = (None,) * len(params) if present is None else present
     _, collected = network.scan(step, tuple(zip(params, everywhere, strict=True)), as_scaled(x))
-    found = jax.tree.map(lambda *stages: jnp.concatenate(stages), *collected)
-    return UnitStatistics(**found, layers=network.layer_names)
+    return UnitStatistics(**joined(collected), layers=network.layer_names)
 
 
 def _looked_at(layer: Layer, p: Any, scaled: ScaledInput, tail: _ArrayLike) -> tuple[ScaledInput, dict[str, Array]]:
@@ -186,7 +186,7 @@ def _looked_at(layer: Layer, p: Any, scaled: ScaledInput, tail: _ArrayLike) -> t
     s = h_next if layer.activation is None else layer.preactivation(p, h)
     slope, here = jnp.ones_like, jnp.ones_like(s)
     if layer.activation is not None:
-        slope, here = layer.activation.slope, _slope(layer, point, h_next)
+        slope, here = layer.activation.slope, _slope(point, h_next)
     found = activation_statistics(s, h_next, slope, (s.ndim - 1,), here=here, tail=tail)
     del found["finite"]
     found |= {"preactivation_rms": _root_mean_square(s), "mean_square_slope": jnp.square(here).mean()}
@@ -207,15 +207,15 @@ def _silent_units(
         h_next, point = linearized(layer, p, h)
         if layer.activation is None:
             return h_next, (jnp.zeros(h_next[0].shape[-1], bool), jnp.isfinite(h_next[0]).all())
-        here = _slope(layer, point, h_next[0])
+        here = _slope(point, h_next[0])
         steepest, _ = _range_of_slopes(here, layer.activation.slope)
         return h_next, (_silent(here, steepest, tuple(range(here.ndim - 1))), jnp.isfinite(here).all())
 
     return network.scan(step, params, as_scaled(x))[1]
 
 
-def _slope(layer: Layer, point: Any, h_next: Array) -> Float[Array, "batch *output"]:
-    return layer.through_activation(point, jnp.ones_like(h_next)[None])[0]
+def _slope(point: Linearized, h_next: Array) -> Float[Array, "batch *output"]:
+    return jnp.ones_like(h_next) if point.slope is None else point.slope
 
 
 def _range_of_slopes(here: Array, slope: Callable[[Array], Array], s: Array | None = None) -> tuple[Array, Array]:

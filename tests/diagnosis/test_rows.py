@@ -8,8 +8,9 @@ import pytest
 from gradcourse.diagnosis.api import diagnose
 from gradcourse.measure.units import unit_statistics
 from gradcourse.nn.activations import ACTIVATIONS
+from gradcourse.nn.convolutions import Conv
 from gradcourse.nn.initializers import gaussian
-from gradcourse.nn.layers import Conv, Dense, Flatten
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import sequential
 
 
@@ -28,7 +29,7 @@ def assert_same(network, params, model):
 
 
 def test_measurement_and_report_say_the_same_of_every_activation():
-    network = sequential((12,), [Dense(12, name, init=gaussian(1.5, 1.0)) for name in ACTIVATIONS])
+    network = sequential((12,), [Dense(12, name, initializer=gaussian(1.5, 1.0)) for name in ACTIVATIONS])
     assert_same(network, network.init(key=jax.random.key(0)), network.apply)
 
 

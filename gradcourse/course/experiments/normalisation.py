@@ -1,7 +1,7 @@
 """Chapter 9: which half of batch normalisation rescues the sigmoid, deep shortcuts without it, and a deep small CNN."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,11 +14,11 @@ from gradcourse._checks import known_name
 from gradcourse.course.recording import Experiment, grid, kept_digits
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.measure.jacobians import backward_jacobian_norms
-from gradcourse.nn import activations
-from gradcourse.nn.activations import ACTIVATIONS, Activation
+from gradcourse.nn.activations import ACTIVATIONS
 from gradcourse.nn.blocks import Block, Residual
+from gradcourse.nn.convolutions import Conv, MaxPool
 from gradcourse.nn.initializers import gaussian
-from gradcourse.nn.layers import Activated, Conv, Dense, Flatten, Layer, MaxPool, Pointwise, Shape
+from gradcourse.nn.layers import Activated, Dense, Flatten, Layer, Pointwise
 from gradcourse.nn.network import Network, Params, sequential
 from gradcourse.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, WeightStandardised, at_inference
 from gradcourse.theory.normalised import centring_gain
@@ -49,7 +49,7 @@ WIDTH = 64
 PARTS = ("centre", "scale")
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class HalfBatchNorm(Activated):
     """One half of batch normalisation, without learned parameters: the batch's statistics, per channel.
 
@@ -63,21 +63,17 @@ class HalfBatchNorm(Activated):
     """
 
     part: str
-    activation: Activation = field()
+    activation: Any = "identity"
     kind: ClassVar[str] = "half batch norm"
 
-    def __init__(self, part: str, activation: Any = "identity"):
-        object.__setattr__(self, "part", known_name("part", part, PARTS))
-        object.__setattr__(self, "activation", activations.resolve(activation))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known_name("part", self.part, PARTS)
 
     @property
     def couples_examples(self) -> bool:
         """True."""
         return True
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Returns `shape`."""
-        return shape
 
     def preactivation(self, params: Any, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         """Returns what the activation is applied to."""
@@ -85,24 +81,6 @@ class HalfBatchNorm(Activated):
         if self.part == "centre":
             return h - h.mean(axis=axes, keepdims=True)
         return h * jax.lax.rsqrt(jnp.square(h).mean(axis=axes, keepdims=True) + 1e-5)
-
-    def linearize(self, params: Any, h: Float[Array, "batch *shape"]) -> tuple[Array, Any]:
-        """Returns the output and the point at which to differentiate, with the slope there."""
-        s = self.preactivation(params, h)
-        return self.activation(s), (h, self.activation.slope(s))
-
-    def through_activation(self, saved: Any, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns `v` times the slope."""
-        return self.times_slope(saved[1], v)
-
-    def pull(self, params: Any, saved: Any, v: Float[Array, "direction batch *shape"], shape: Shape) -> Array:
-        """Returns the transposed Jacobian of the pre-activation, of `v`."""
-        _, vjp = jax.vjp(lambda h: self.preactivation(params, h), saved[0])
-        return jax.vmap(lambda cotangent: vjp(cotangent)[0])(v)
-
-    def push(self, params: Any, saved: Any, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns the Jacobian of the pre-activation, of `v`."""
-        return jax.vmap(lambda t: jax.jvp(lambda h: self.preactivation(params, h), (saved[0],), (t,))[1])(v)
 
 
 # ---- The sigmoid, normalised
@@ -113,7 +91,7 @@ def _block(layer: Layer) -> Layer:
 
 
 HIDDEN: Mapping[str, Callable[[], Layer]] = {
-    "standard": lambda: Dense(WIDTH, "sigmoid", init="standard"),
+    "standard": lambda: Dense(WIDTH, "sigmoid", initializer="standard"),
     "Glorot": lambda: Dense(WIDTH, "sigmoid"),
     "centred": lambda: _block(HalfBatchNorm("centre", "sigmoid")),
     "scaled": lambda: _block(HalfBatchNorm("scale", "sigmoid")),
@@ -227,7 +205,7 @@ def _branch(last: str | float = HE, scale: float = 1.0) -> tuple[Layer, ...]:
     """Two rectifier layers in pre-activation order, as a shortcut's body; the first one's weights times `scale`."""
     first = gaussian(2**0.5 * scale)
     end = last if isinstance(last, str) else gaussian(last)
-    return Pointwise("relu"), Dense(NARROW, "relu", init=first), Dense(NARROW, init=end)
+    return Pointwise("relu"), Dense(NARROW, "relu", initializer=first), Dense(NARROW, initializer=end)
 
 
 def shortcut_net(way: str, blocks: int) -> Network:
@@ -241,8 +219,8 @@ def shortcut_net(way: str, blocks: int) -> Network:
     - `"ReZero"`: a learned scale that starts at 0; `"SkipInit"`: the same with the rectifier before both layers, as
       batch normalisation would have it; `"Fixup"`: last layers 0, first layers scaled by `blocks ** -0.5`.
     """
-    dense = Dense(NARROW, init=HE)
-    relu_dense = Dense(NARROW, "relu", init=HE)
+    dense = Dense(NARROW, initializer=HE)
+    relu_dense = Dense(NARROW, "relu", initializer=HE)
     bodies: dict[str, Callable[[], Layer]] = {
         "plain": lambda: Block((relu_dense, relu_dense)),
         "plain + BN": lambda: Block((dense, BatchNorm("relu"), dense, BatchNorm("relu"))),
@@ -260,9 +238,10 @@ def shortcut_net(way: str, blocks: int) -> Network:
     }
     body = bodies[known_name("way", way, bodies)]()
     ends: list[Layer] = [Pointwise("relu")] if isinstance(body, Residual) and way != "ReZero" else []
-    first = Dense(NARROW, init="lecun_normal")
+    first = Dense(NARROW, initializer="lecun_normal")
     return sequential(
-        64, [first] + [body] * blocks + ends + [Dense(10, init=gaussian(0.0) if way == "Fixup" else "lecun_normal")]
+        64,
+        [first] + [body] * blocks + ends + [Dense(10, initializer=gaussian(0.0) if way == "Fixup" else "lecun_normal")],
     )
 
 
@@ -272,7 +251,9 @@ def growth_by_wiring(way: str, blocks: int, seeds: int = 5) -> dict[str, Any]:
     Per seed, on a batch of 32 Gaussian inputs, from the last block's output to the first block's input.
     """
     *before, last = shortcut_net(way, blocks).stages
-    readout = replace(last, layer=Dense(10, init="lecun_normal"))  # Fixup's is 0, and so is every gradient behind it
+    readout = replace(
+        last, layer=Dense(10, initializer="lecun_normal")
+    )  # Fixup's is 0, and so is every gradient behind it
     network, x = Network((*before, readout)), jax.random.normal(jax.random.key(0), (32, 64))
     measure = partial(backward_jacobian_norms, probes=8, key=jax.random.key(3))
     norms = over_seeds(measure, network, x, seeds=seeds, key=jax.random.key(1)).log10_norm
@@ -306,13 +287,15 @@ def deep_cnn(way: str, depth: int, padding: str = "SAME") -> Network:
     """
     activation, *others = way.removesuffix(" + BN once").split(" + ")
     init = HE if activation == "relu" else "glorot_uniform"
-    conv = Conv(CHANNELS, padding=padding, init=init)
+    conv = Conv(CHANNELS, padding=padding, initializer=init)
     if others == ["BN", "shortcut"]:
         pair = Residual((BatchNorm(activation), conv, BatchNorm(activation), conv))
         layers: list[Layer] = [conv, MaxPool(2), *[pair] * ((depth - 1) // 2), BatchNorm(activation)]
     else:
         each = (
-            Block((conv, BatchNorm(activation))) if others else Conv(CHANNELS, activation, padding=padding, init=init)
+            Block((conv, BatchNorm(activation)))
+            if others
+            else Conv(CHANNELS, activation, padding=padding, initializer=init)
         )
         layers = [each, MaxPool(2), *[each] * (depth - 1)]
     return sequential((8, 8, 1), [*layers, Flatten(), Dense(10)])
@@ -351,7 +334,7 @@ def growth_rates(activation: str, batch: int, seeds: int = 5) -> dict[str, Any]:
     From 14 layers of 256 units with He's weights, on a batch of Gaussian inputs: the slope of the log norm.
     """
     width, depth = GROWTH
-    block = Block((Dense(width, init=HE), BatchNorm(activation)))
+    block = Block((Dense(width, initializer=HE), BatchNorm(activation)))
     network = sequential(width, [block] * depth + [Dense(10)])
     x = jax.random.normal(jax.random.key(0), (batch, width))
     norms = partial(backward_jacobian_norms, probes=8, key=jax.random.key(3))
@@ -369,15 +352,15 @@ def line_net(way: str, depth: int) -> Network:
     with a `"shortcut"`, $h + 0.1\, W f(h)$, or with a `"shortcut + BN"`, $h + W f(\operatorname{BN}(h))$.
     """
     width = 200
-    dense = Dense(width, init=HE)
+    dense = Dense(width, initializer=HE)
     bodies: dict[str, Layer] = {
-        "plain": Dense(width, "relu", init=HE),
+        "plain": Dense(width, "relu", initializer=HE),
         "batch norm": Block((dense, BatchNorm("relu"))),
         "shortcut": Residual((Pointwise("relu"), dense), scale=0.1),
         "shortcut + BN": Residual((BatchNorm("relu"), dense)),
     }
     body = bodies[known_name("way", way, bodies)]
-    first = Dense(width, "identity" if isinstance(body, Residual) else "relu", init=gaussian(2**0.5, 1.0))
+    first = Dense(width, "identity" if isinstance(body, Residual) else "relu", initializer=gaussian(2**0.5, 1.0))
     ends = [Pointwise("relu")] if isinstance(body, Residual) else []
     return sequential(1, [first, *[body] * (depth - 1), *ends, Dense(1)])
 
