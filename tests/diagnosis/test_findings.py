@@ -1,6 +1,7 @@
 """The rules of a report: over networks made to have one illness each, and healthy ones, none missed, none invented."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -104,6 +105,17 @@ def test_a_finding_names_layers_evidence_rule_and_chapter() -> None:
     assert "2 decades" in finding.rule
     assert finding.read_on == "chapter 2 of the course, the sigmoid derivative"
     assert "He's" in finding.advice
+
+
+def test_where_to_read_on_is_data_and_by_default_a_chapter_of_the_book() -> None:
+    book = Path(__file__).parents[2] / "book"
+    for text in READ_ON.values():
+        number, title = text.removeprefix("chapter ").split(" of the course, ")
+        assert (book / f"{int(number):02}_{title.replace(' ', '_')}.ipynb").is_file()
+    rows = [row(index, 0.5 * index) for index in range(6)]
+    (elsewhere,), (nowhere,) = (findings_of(rows, 1.0, read_on=given) for given in ({"vanishing": "page 7"}, {}))
+    assert str(elsewhere).endswith("\n  Read on: page 7")
+    assert "Read on" not in str(nowhere) + nowhere._repr_html_()
 
 
 def test_zeros_before_a_branch_that_is_about_to_open_are_not_frozen() -> None:
