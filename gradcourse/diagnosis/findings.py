@@ -18,7 +18,6 @@ from dataclasses import replace
 from math import inf, isfinite, isnan, log10, nan, sqrt
 
 import numpy as np
-from scipy.stats import theilslopes
 
 from gradcourse.diagnosis.reading import READ_ON
 from gradcourse.diagnosis.report import Finding, LayerReport
@@ -46,6 +45,8 @@ def gradient_slope(rows: Sequence[LayerReport]) -> tuple[float, float, float]:
     It is the median of the slopes between any two layers of the chain (Theil 1950, Sen 1968), so that a few layers
     whose gradient is small by nature, such as an attention's queries and keys, do not count. NaN below three layers.
     """
+    from scipy.stats import theilslopes  # a large part of SciPy, needed here alone
+
     chain = [row.log10_activation_gradient for row in rows if row.in_chain]
     depth, values = np.arange(len(chain)), np.array(chain)
     there = np.isfinite(values)
