@@ -232,7 +232,7 @@ def _range_of_slopes(here: Array, slope: Callable[[Array], Array], s: Array | No
     return steepest, jnp.where(jnp.abs(places) == FAR, there, 0).max() < TAIL * steepest
 
 
-def _silent(here: Array, steepest: Array, examples: tuple[int, ...]) -> Bool[Array, " unit"]:
+def _silent(here: Array, steepest: Array, examples: tuple[int, ...]) -> Bool[Array, "*unit"]:
     """Which units have a slope of exactly 0 on all examples; a function without any slope has no units to lose."""
     return (here == 0).all(axis=examples) & (steepest > 0)
 
