@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gradcourse._logdomain import times_power
 from gradcourse.measure.gradients import layer_squares, layers_with, update_to_weight_ratios
-from gradcourse.measure.statistics import UnitStatistics, statistics_of
+from gradcourse.measure.units import UnitStatistics, statistics_of
 from gradcourse.nn.layers import Layer
 from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from gradcourse.measure.gradients import activation_gradient_norms, parameter_gradient_norms, update_to_weight_ratios
-from gradcourse.measure.statistics import unit_statistics
+from gradcourse.measure.units import unit_statistics
 from gradcourse.nn.convolutions import Conv, MaxPool
 from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import Network, mlp, sequential
@@ -81,7 +81,7 @@ def test_absent_layers_are_nan_and_the_others_those_of_the_shallower_network() -
         found = seen[field].log10_norm
         np.testing.assert_allclose(found[there], expected[field].log10_norm, atol=1e-4)
         assert np.isnan(found[[2, 3]]).all()
-    np.testing.assert_allclose(seen["units"].variance[jnp.array(there)], expected["units"].variance, rtol=1e-4)
+    np.testing.assert_allclose(seen["units"].spread[jnp.array(there)], expected["units"].spread, rtol=1e-4)
     assert np.isnan(seen["units"].silent[2])
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.measure.jacobians import backward_jacobian_norms, log_gain_split
-from gradcourse.measure.statistics import unit_statistics
+from gradcourse.measure.units import unit_statistics
 from gradcourse.nn.network import Network, mlp
 from gradcourse.training.controls import redrawn, with_centred_biases, with_shuffled_weights, with_singular_values
 from gradcourse.training.data import Dataset, digits
@@ -151,11 +151,11 @@ def structure(start: str, hidden: int, data: str, *, seeds: int = SEEDS) -> dict
             "activation_gain": split.activation.log10_norm,
             "mean_square": [len(w) * jnp.square(w).mean() for w in weights],
             "mean_sum": [len(w) * w.mean() for w in weights],
-            "deviation": units.deviation,
+            "deviation": units.preactivation_rms,
             "saturated": units.saturated,
             "slope": jnp.nan_to_num(units.mean_square_slope),
             "mean": units.mean,
-            "variance": units.variance,
+            "variance": jnp.square(units.spread),
             "largest": [s[0] / jnp.sqrt(jnp.square(s).mean()) for s in values],
             "rank": [jnp.square(jnp.square(s).sum()) / (s**4).sum() for s in values],
         }
