@@ -416,14 +416,16 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             *grid(depth=[12], way=HIDDEN),
             *grid(depth=[20], way=["standard", "Glorot", "centred", "scaled", "batch norm", "batch norm once"]),
         ),
-        {"point": {"depth": 12, "way": "batch norm"}, "rates": RATES[:1], "seeds": 1, "steps": 100},
+        check={"depth": 12, "way": "batch norm"},
+        cheaper={"rates": RATES[:1], "seeds": 1, "steps": 100},
     ),
     Experiment(
         "deep_shortcuts",
         "Rectifier networks of 50 blocks on digits, with and without shortcuts and batch normalisation",
         deep_shortcuts,
         grid(way=["plain", "plain + BN", "shortcut", "shortcut + BN", "Fixup", "ReZero", "SkipInit"], blocks=[50]),
-        {"point": {"way": "Fixup", "blocks": 50}, "rates": [0.01], "seeds": 1, "steps": 50},
+        check={"way": "Fixup", "blocks": 50},
+        cheaper={"rates": [0.01], "seeds": 1, "steps": 50},
     ),
     Experiment(
         "growth_by_wiring",
@@ -445,7 +447,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             ],
             blocks=[50],
         ),
-        {"point": {"way": "shortcut + LN", "blocks": 50}, "seeds": 1},
+        check={"way": "shortcut + LN", "blocks": 50},
+        cheaper={"seeds": 1},
     ),
     Experiment(
         "deep_cnns",
@@ -454,7 +457,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         grid(
             way=["sigmoid", "sigmoid + BN", "sigmoid + BN once", "relu", "relu + BN", "relu + BN + shortcut"], depth=[9]
         ),
-        {"point": {"way": "relu + BN + shortcut", "depth": 9}, "rates": [0.03], "seeds": 1, "steps": 30},
+        check={"way": "relu + BN + shortcut", "depth": 9},
+        cheaper={"rates": [0.03], "seeds": 1, "steps": 30},
     ),
     Experiment(
         "growth_rates",
@@ -464,14 +468,14 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             *grid(activation=MEASURED, batch=[5, 8, 16, 32, 64, 128]),
             *grid(activation=[name for name in ACTIVATIONS if name not in MEASURED], batch=[64]),
         ),
-        {"point": {"activation": "relu", "batch": 8}},
+        check={"activation": "relu", "batch": 8},
     ),
     Experiment(
         "shattered_gradients",
         "The correlation of gradients at neighbouring inputs, by depth",
         shattered_gradients,
         grid(way=["plain", "batch norm", "shortcut", "shortcut + BN"], depth=[2, 6, 12, 24, 50]),
-        {"point": {"way": "shortcut", "depth": 6}},
+        check={"way": "shortcut", "depth": 6},
     ),
     Experiment(
         "cnn_gradients",
@@ -484,6 +488,6 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             ),
             *grid(way=["sigmoid + BN", "relu + BN"], padding=["CIRCULAR"]),
         ),
-        {"point": {"way": "sigmoid + BN", "padding": "SAME"}},
+        check={"way": "sigmoid + BN", "padding": "SAME"},
     ),
 )
