@@ -21,7 +21,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["main_effect", "shapley_shares", "single_changes", "variance_components"]
+__all__ = ["main_effect", "shapley_shares", "single_changes", "variance_components", "variance_shares"]
 
 
 def main_effect(
@@ -68,6 +68,20 @@ def variance_components(table: Float[np.ndarray, "..."]) -> dict[tuple[int, ...]
                 part = part - mean if axis in chosen else mean
             components[chosen] = float(np.square(part).mean())
     return components
+
+
+def variance_shares(table: Float[np.ndarray, "..."]) -> Float[np.ndarray, " factor"]:
+    """Returns the share of a table's variance that each of its axes explains by itself.
+
+    An axis explains the variance of the averages over all other axes. What is missing to 1 is joint effects.
+
+    >>> variance_shares(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    array([0.8, 0.2])
+    """
+    table = np.asarray(table, np.float64)
+    axes = range(table.ndim)
+    means = [table.mean(axis=tuple(other for other in axes if other != axis)) for axis in axes]
+    return np.array([mean.var() for mean in means]) / table.var()
 
 
 def shapley_shares(table: Float[np.ndarray, "..."]) -> Float[np.ndarray, " factor"]:

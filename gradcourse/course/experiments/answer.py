@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gradcourse._checks import known_name
-from gradcourse.course.recording import Experiment, Results, grid, kept_digits
+from gradcourse.course.recording import Experiment, grid, kept_digits
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.nn.blocks import Block, Residual
 from gradcourse.nn.layers import Conv, Dense, Flatten, Layer, Pointwise
@@ -34,7 +34,6 @@ __all__ = [
     "of_better_rate",
     "profile",
     "start",
-    "table",
     "training",
     "trunk",
 ]
@@ -203,18 +202,6 @@ def profile(
         norms = activation_gradient_norms(network, params, x, y)
         found.append(norms.log10_norm[1 : depth // 2 + 2])
     return {"gradient": np.stack(found)}
-
-
-def table(results: Results, quantity: str, **fixed: Any) -> np.ndarray:
-    """Returns a quantity of every cell, one axis per factor of `LEVELS` that the experiment has, in that order.
-
-    `fixed` chooses levels; their axes are left out. Further axes are those of what is recorded.
-    """
-    varied = {
-        name: levels for name, levels in LEVELS.items() if name in results.points[0]["given"] and name not in fixed
-    }
-    found = results.of(quantity, **fixed)
-    return found.reshape(*map(len, varied.values()), *found.shape[1:])
 
 
 def of_better_rate(accuracy: Float[np.ndarray, "*cell seed rate look"]) -> Float[np.ndarray, "*cell seed look"]:

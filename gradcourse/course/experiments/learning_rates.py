@@ -62,12 +62,11 @@ def stable_rates(
     """
     network, data = _network(activation, init, depth, scale), _digits()
     x, y = data.x_train[:EXAMPLES], data.y_train[:EXAMPLES]
-    keys = jax.random.split(jax.random.key(6), seeds)
-    draws = [network.init(key=key) for key in keys]
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
-    found = dict(_limits(network, by_layer, params, keys, x, y))
-    gradient = [parameter_gradient_norms(network, draw, x, y).log10_norm for draw in draws]
-    return found | {"gradient": np.stack(gradient)}
+    key = jax.random.key(6)
+    params = network.draws(seeds, key=key)
+    found = dict(_limits(network, by_layer, params, jax.random.split(key, seeds), x, y))
+    each = (jax.tree.map(lambda leaf, seed=seed: leaf[seed], params) for seed in range(seeds))
+    return found | {"gradient": np.stack([parameter_gradient_norms(network, p, x, y).log10_norm for p in each])}
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -167,8 +166,7 @@ def edge_of_stability(rate: float, *, looks: int = 60, time: float = 300.0, seed
     """
     network, data = _network("tanh", "glorot_uniform", 2), _digits()
     x, y = data.x_train[:EXAMPLES], jax.nn.one_hot(data.y_train[:EXAMPLES], 10)
-    draws = [network.init(key=key) for key in jax.random.split(jax.random.key(15), seeds)]
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
+    params = network.draws(seeds, key=jax.random.key(15))
     between = round(time / rate / 60)
     return dict(_edge(network, looks, between, jnp.float32(rate), params, (x - x.mean(axis=0, keepdims=True)) / 2, y))
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from gradcourse._checks import known_name
 from gradcourse._logdomain import dot
+from gradcourse.course.provenance import check_platform
 from gradcourse.course.recording import Experiment, grid, kept_digits
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.nn.layers import Dense
@@ -25,7 +26,6 @@ __all__ = [
     "KEPT",
     "ON_DEVICE",
     "WAYS",
-    "check_platform",
     "kept_weights",
     "matrix_product",
     "product_error",
@@ -88,12 +88,6 @@ ON_DEVICE: dict[str, Any] = {
 }
 AWAY = "tensorfloat32, ties away"  # an emulation, for any device
 NETWORKS = {"sigmoid": "standard", "relu": "he_normal", "gelu": "he_normal"}  # activation and initialisation
-
-
-def check_platform(platform: str) -> None:
-    """Raises `ValueError` where this is not the `platform` asked for."""
-    if jax.default_backend() != platform:
-        raise ValueError(f"platform={platform!r} is asked for and this is {jax.default_backend()!r}; record it there.")
 
 
 def matrix_product(a: Float[Array, "rows inner"], b: Float[Array, "inner columns"], products: str) -> Array:
