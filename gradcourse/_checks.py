@@ -1,6 +1,6 @@
 """Errors that name the argument, the value received, what is accepted and the way out.
 
-Every public function checks its arguments here, so that a wording is written, and tested, once.
+The checks that several modules need; a check that only one needs stands there, in the same form.
 """
 
 from collections.abc import Iterable

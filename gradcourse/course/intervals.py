@@ -33,10 +33,14 @@ def interval(samples: ArrayLike) -> tuple[float, float, float]:
 
 
 def estimate(samples: ArrayLike, form: str = "z.3f") -> str:
-    """Returns the mean of the samples and its 95 % interval as text; `form` is the format of each number.
+    """Returns the mean of the samples as text, and its 95 % interval where there are several, each number by `form`.
+
+    Samples that are all the same have an interval too, of no width: whether it is shown must not hang on a rounding.
 
     >>> estimate(np.array([0.84, 0.85, 0.86]), ".2f")
     '0.85 [0.83, 0.87]'
+    >>> estimate(0.85, ".2f")
+    '0.85'
     """
-    mean, low, high = interval(samples)
-    return f"{mean:{form}}" if low == high else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+    mean, low, high = (f"{value:{form}}" for value in interval(samples))
+    return mean if np.size(samples) == 1 else f"{mean} [{low}, {high}]"

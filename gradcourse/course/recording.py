@@ -4,7 +4,8 @@ An experiment is a function and the points at which it is called. Each point's r
 there, so that an interrupted recording goes on where it stopped. A chapter reads the file; a test repeats a slice.
 
 >>> import tempfile
->>> squares = Experiment("squares", "squares of small numbers", lambda n: {"square": n * n}, ({"n": 2}, {"n": 3}), {"n": 2})
+>>> points = grid(n=[2, 3])
+>>> squares = Experiment("squares", "squares of numbers", lambda n: {"square": n * n}, points, check=points[0])
 >>> with tempfile.TemporaryDirectory() as folder:
 ...     results = squares.record(f"{folder}/squares.json")
 >>> results.of("square")
