@@ -4,13 +4,15 @@
 '0.85 [0.83, 0.87]'
 """
 
-from math import sqrt
+from math import isclose, sqrt
 
 import numpy as np
 from jaxtyping import ArrayLike
 from scipy.stats import t as student_t
 
 __all__ = ["estimate", "interval"]
+
+ROUNDING = 1e-6  # relative; next to zero a thousandth of it
 
 
 def interval(samples: ArrayLike) -> tuple[float, float, float]:
@@ -33,14 +35,16 @@ def interval(samples: ArrayLike) -> tuple[float, float, float]:
 
 
 def estimate(samples: ArrayLike, form: str = "z.3f") -> str:
-    """Returns the mean of the samples as text, and its 95 % interval where there are several, each number by `form`.
+    """Returns the mean of the samples as text and, where they differ, its 95 % interval; `form` is that of each number.
 
-    Samples that are all the same have an interval too, of no width: whether it is shown must not hang on a rounding.
+    Samples that agree to the rounding of float32 are one number, whichever machine has computed them.
 
     >>> estimate(np.array([0.84, 0.85, 0.86]), ".2f")
     '0.85 [0.83, 0.87]'
-    >>> estimate(0.85, ".2f")
+    >>> estimate(np.array([0.85, 0.85, 0.85 + 1e-9]), ".2f")
     '0.85'
     """
-    mean, low, high = (f"{value:{form}}" for value in interval(samples))
-    return mean if np.size(samples) == 1 else f"{mean} [{low}, {high}]"
+    mean, low, high = interval(samples)
+    if isclose(low, high, rel_tol=ROUNDING, abs_tol=ROUNDING / 1000):
+        return f"{mean:{form}}"
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"

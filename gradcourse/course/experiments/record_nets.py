@@ -81,7 +81,7 @@ def predicted_record_net(net: int, scheme: str) -> Float[np.ndarray, " layer"]:
     return hidden - hidden[-1]
 
 
-def _record_setting(net: int, scheme: str, images: int) -> tuple[Network, Array, np.ndarray]:
+def _record_setting(net: int, scheme: str, images: int) -> tuple[Network, Array, Array]:
     own = scheme == "their own"
     network = record_network(net) if own else record_network(net, activation="sigmoid", bound=None)
     x, y = (part[:images] for part in digits()[:2])
