@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -16,19 +18,19 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package as setuptools builds it."""
-    build_py = pytest.importorskip("setuptools.command.build_py")
-    dist = pytest.importorskip("setuptools.dist").Distribution({"script_name": "setup.py"})
-    folder, here = tmp_path_factory.mktemp("wheel"), Path.cwd()
-    try:
-        os.chdir(ROOT)
-        dist.parse_config_files([str(ROOT / "pyproject.toml")])
-        command = build_py.build_py(dist)
-        command.build_lib, command.compile, command.force = str(folder), False, True
+    """A folder with the package as setuptools builds it, from the sources alone."""
+    build_py = pytest.importorskip("setuptools.command.build_py").build_py
+    distribution = pytest.importorskip("setuptools.dist").Distribution({"script_name": "setup.py"})
+    sources, folder = (tmp_path_factory.mktemp(name) for name in ("sources", "wheel"))
+    shutil.copytree(ROOT / "gradcourse", sources / "gradcourse", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    with chdir(sources):
+        distribution.parse_config_files(["pyproject.toml"])
+        command = build_py(distribution)
+        command.build_lib, command.compile = str(folder), False
         command.ensure_finalized()
         command.run()
-    finally:
-        os.chdir(here)
     return folder
 
 
