@@ -12,7 +12,7 @@ from scipy.stats import t as student_t
 
 __all__ = ["estimate", "interval"]
 
-ROUNDING = 1e-6  # relative; next to zero a thousandth of it
+ROUNDING = 1e-5  # what float32 may lose on its way through a network, relative; next to zero a tenth of it
 
 
 def interval(samples: ArrayLike) -> tuple[float, float, float]:
@@ -45,6 +45,6 @@ def estimate(samples: ArrayLike, form: str = "z.3f") -> str:
     '0.85'
     """
     mean, low, high = interval(samples)
-    if isclose(low, high, rel_tol=ROUNDING, abs_tol=ROUNDING / 1000):
+    if isclose(low, high, rel_tol=ROUNDING, abs_tol=ROUNDING / 10):
         return f"{mean:{form}}"
     return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
