@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from gradcourse.measure.jacobians import backward_jacobian_norms, forward_jacobian_norms, layer_jacobian_norms
-from gradcourse.nn.layers import Conv, Dense, Flatten, MaxPool
+from gradcourse.nn.convolutions import Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import sequential
 from gradcourse.training.sweeps import over_seeds
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradcourse.nn.blocks import Residual
-from gradcourse.nn.layers import AvgPool, Conv, Dense, Flatten, MaxPool
+from gradcourse.nn.convolutions import AvgPool, Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten
 
 
 def drawn(network, seed=0, *, batch=3, gain=1.0, bias=0.2, positive=False):
@@ -103,6 +104,17 @@ def differentiate(layer, params, h):
     s = matrix @ h.ravel() + np.tile(params["bias"], len(matrix) // len(params["bias"]))
     values, slopes = values_and_slopes(layer.activation, s)
     return values, matrix, slopes
+
+
+def pulled(layer, params, h, v):
+    """Returns the transposed Jacobian of a layer at the batch `h` times each `v`, by autodiff through `apply`."""
+    _, vjp = jax.vjp(lambda h: layer.apply(params, h), h)
+    return jax.vmap(lambda one: vjp(one)[0])(v)
+
+
+def pushed(layer, params, h, v):
+    """Returns the Jacobian of a layer at the batch `h` times each `v`, by autodiff through `apply`."""
+    return jax.vmap(lambda one: jax.jvp(lambda h: layer.apply(params, h), (h,), (one,))[1])(v)
 
 
 def jacobians(network, params, x):

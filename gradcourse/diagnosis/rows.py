@@ -63,7 +63,7 @@ def own_rows(
     activation = [*of_batch[1:], log2_norms(squares(at_output)) * LOG10_OF_2]
     names = network.layer_names
     true = dict(zip(by_parameters.layers, by_parameters.log10_norm, strict=True))
-    plain = log2_norms(layer_squares(network, "all", gradient))
+    plain = log2_norms(layer_squares(gradient))
     lost = dict(zip(true, share_lost(plain, by_parameters.log10_norm / LOG10_OF_2), strict=True))
     ratio = dict.fromkeys(names, nan)
     if optimizer is not None:

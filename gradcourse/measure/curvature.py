@@ -26,6 +26,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._checks import positive_integer
+from gradcourse.measure._krylov import next_vector
 
 __all__ = ["Sharpness", "sharpness"]
 
@@ -108,22 +109,17 @@ def _mask(within: Any, params: Any) -> np.ndarray:
 
 def _lanczos(product: Callable[[Array], Array], start: Array, steps: int) -> tuple[Array, Array]:
     """The largest Ritz value after `steps` steps, every vector orthogonalised twice against all before it."""
-    dtype = start.dtype
 
     def step(carry: tuple[Array, Array, Array], index: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
         basis, v, alive = carry
         basis = basis.at[index].set(v)
         w = product(v)
         alpha = jnp.vdot(v, w)
-        for _ in range(2):
-            w = w - basis.T @ (basis @ w)
-        beta = jnp.linalg.norm(w)
-        # An invariant subspace has been found: what is left is rounding, and further steps say nothing.
-        going = alive & (beta > 10 * jnp.finfo(dtype).eps * jnp.abs(alpha))
-        v = jnp.where(going, w / jnp.where(going, beta, 1), 0)
-        return (basis, v, going), (jnp.where(alive, alpha, -jnp.inf), jnp.where(going, beta, 0))
+        v, beta = next_vector(w, basis, jnp.abs(alpha))
+        # Once an invariant subspace has been found, further steps say nothing: they are made with zeros.
+        return (basis, v, alive & (beta != 0)), (jnp.where(alive, alpha, -jnp.inf), beta)
 
-    basis = jnp.zeros((steps, len(start)), dtype)
+    basis = jnp.zeros((steps, len(start)), start.dtype)
     carry = basis, start / jnp.linalg.norm(start), jnp.asarray(True)
     _, (alpha, beta) = lax.scan(step, carry, jnp.arange(steps))
     lowest = jnp.min(jnp.where(jnp.isfinite(alpha), alpha, jnp.inf)) - jnp.sum(beta) * 2 - 1  # below all that counts

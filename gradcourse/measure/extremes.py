@@ -41,14 +41,14 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gradcourse._checks import positive_integer
-from gradcourse._logdomain import LN10, Scaled, dot, finite, to_unit
+from gradcourse._logdomain import LN10, Scaled, finite, to_unit
+from gradcourse.measure._krylov import ROUNDING, next_vector
 from gradcourse.nn.layers import Layer, as_scaled, linearized
-from gradcourse.nn.network import Network, Params
+from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile
 
 __all__ = ["Extremes", "LayerExtremes", "golub_kahan", "layer_extremes"]
 
-ROUNDING = 8  # times machine epsilon and the size of the map: a vector so short has no direction
 NORMAL_95 = 1.96  # standard errors that hold 95 % of a normal distribution
 DOUBT = 0.05  # the probability that a bound may fail with
 
@@ -159,22 +159,10 @@ def _log_least_part(size: int) -> float:
 
 
 def _next(v: Array, before: Array, size: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-    """What is left of `v` orthogonal to the rows `before`: its direction and its length.
-
-    If that is nothing but rounding, the length is 0 and the direction is random.
-    """
-    v = _orthogonal(v, before)
-    length = jnp.linalg.norm(v)
-    short = length <= ROUNDING * jnp.finfo(v.dtype).eps * size
-    v = jnp.where(short, _orthogonal(jax.random.normal(key, v.shape, v.dtype), before), v)
-    return v / jnp.linalg.norm(v), jnp.where(short, 0, length)
-
-
-def _orthogonal(v: Array, before: Array) -> Array:
-    """`v` without its parts along the rows `before`; twice is enough (Parlett, quoting W. Kahan)."""
-    for _ in range(2):
-        v = v - dot(dot(before, v), before)
-    return v
+    """The `next_vector` and its length; a random direction where that is 0."""
+    direction, length = next_vector(v, before, size)
+    other, _ = next_vector(jax.random.normal(key, v.shape, v.dtype), before, jnp.zeros_like(size))
+    return jnp.where(length == 0, other, direction), length
 
 
 def layer_extremes(
@@ -192,9 +180,9 @@ def layer_extremes(
     output's size. Raises `ValueError` or `TypeError` for parameters or inputs that do not fit or are not finite and
     for `steps` below 1, and `FloatingPointError` where activations or products overflow.
 
-    >>> from gradcourse.nn.layers import Conv
+    >>> from gradcourse.nn.convolutions import Conv
     >>> from gradcourse.nn.network import sequential
-    >>> network = sequential((6, 6, 2), [Conv(2, padding="CIRCULAR", init="delta_orthogonal")] * 3)
+    >>> network = sequential((6, 6, 2), [Conv(2, padding="CIRCULAR", initializer="delta_orthogonal")] * 3)
     >>> params = network.init(key=jax.random.key(0))
     >>> found = layer_extremes(network, params, jnp.ones((1, 6, 6, 2)), key=jax.random.key(1))
     >>> found.largest.log10_norm.round(5) + 0, found.smallest.log10_norm.round(5) + 0
@@ -228,17 +216,14 @@ def _extremes_of_layers(
     network: Network, params: Params, x: Array, steps: int, key: PRNGKeyArray
 ) -> tuple[Int[Array, "layer batch"], Extremes]:
     """The extremes of every layer, `(layer, batch)`, in units of two to the power of the exponents."""
-    keys, h, results = jax.random.split(key, (network.depth, x.shape[0])), as_scaled(x), []
-    for stage, stage_params in zip(network.stages, params, strict=True):
+    keys = jax.random.split(key, (network.depth, x.shape[0]))
 
-        def step(h: Any, one: Any, layer: Layer = stage.layer) -> Any:
-            p, keys = one
-            return linearized(layer, p, h)[0], lax.map(lambda each: _of_one(layer, p, *each, steps=steps), (*h, keys))
+    def step(layer: Layer, one: Any, h: Any) -> Any:
+        p, keys = one
+        return linearized(layer, p, h)[0], lax.map(lambda each: _of_one(layer, p, *each, steps=steps), (*h, keys))
 
-        stage_keys, keys = keys[: stage.repeats], keys[stage.repeats :]
-        h, found = stage.scan(step, h, (stage_params, stage_keys))
-        results.append(found)
-    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *results)
+    trees = list(zip(params, network.parted(keys), strict=True))
+    return joined(network.scan(step, trees, as_scaled(x))[1])
 
 
 def _of_one(
@@ -247,16 +232,16 @@ def _of_one(
     """One layer's extremes at one example. Both halves of the layer are scaled by powers of two on the way."""
     (y, _), point = linearized(layer, p, (h[None], exponent[None]))
     trial = jax.random.normal(key, (1, 1, *h.shape), h.dtype)
-    s, outer = to_unit(layer.push(p, point, trial), tuple(range(y.ndim + 1)))
-    _, inner = to_unit(layer.through_activation(point, s), tuple(range(y.ndim + 1)))
+    s, outer = to_unit(point.push(p, trial), tuple(range(y.ndim + 1)))
+    _, inner = to_unit(point.times_slope(s), tuple(range(y.ndim + 1)))
 
     def apply(v: Array) -> Array:
-        s = _scaled(layer.push(p, point, v[None, None]), outer)
-        return _scaled(layer.through_activation(point, s), inner)[0, 0]
+        s = _scaled(point.push(p, v[None, None]), outer)
+        return _scaled(point.times_slope(s), inner)[0, 0]
 
     def transpose(u: Array) -> Array:
-        s = _scaled(layer.through_activation(point, u[None, None]), inner)
-        return _scaled(layer.pull(p, point, s, h.shape), outer)[0, 0]
+        s = _scaled(point.times_slope(u[None, None]), inner)
+        return _scaled(point.pull(p, s), outer)[0, 0]
 
     if y.size < h.size:
         return outer + inner, golub_kahan(transpose, apply, y[0], steps=steps, key=key)

@@ -16,7 +16,7 @@ there, so a gradient of 1e-400 is right in float32. For a loss of your own, or a
 
 from collections.abc import Callable
 from functools import partial
-from math import frexp, log
+from math import log
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from gradcourse._checks import known_false, known_name, positive_number
+from gradcourse._checks import known_false, known_name
 from gradcourse._logdomain import (
     NO_EXPONENT,
     Scaled,
@@ -33,19 +33,20 @@ from gradcourse._logdomain import (
     finite,
     profile_of,
     rescale,
+    sum_of_squares,
     times_power,
-    to_unit,
     total,
 )
-from gradcourse.nn.layers import Conv, Dense, Layer, ScaledInput, as_scaled, linearized
-from gradcourse.nn.network import Network, Params
+from gradcourse.nn.layers import Layer, ScaledInput, as_scaled, linearized
+from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile
 
 __all__ = [
     "Loss",
     "activation_gradient_norms",
+    "layer_squares",
+    "layers_with",
     "parameter_gradient_norms",
-    "sgd_update_to_weight_ratios",
     "update_to_weight_ratios",
 ]
 
@@ -133,33 +134,11 @@ def update_to_weight_ratios(network: Network, params: Params, updates: Params, *
     params, _ = network.measurable(params, jnp.zeros((1, *network.input_shape), _dtype(params)))
     layers = layers_with(network, params, part)
     params, updates = _in_one_precision(params, _checked_updates(updates, params))
-    update = layer_squares(network, part, updates)
+    update = layer_squares(updates, part)
     if known_false((sound := jnp.isfinite(update.square)).all()):
         name = layers[int(jnp.argmin(sound))]
         raise ValueError(f"updates of layer {name!r} contain NaN or infinity; accepted are finite numbers.")
-    return _ratio(update, layer_squares(network, part, params), layers, part)
-
-
-def sgd_update_to_weight_ratios(
-    network: Network,
-    params: Params,
-    x: Float[Array, "batch *shape"],
-    y: Any,
-    learning_rate: float,
-    *,
-    loss: Loss = CROSS_ENTROPY,
-    part: str = "all",
-) -> Profile:
-    """Returns `update_to_weight_ratios` for one step of plain gradient descent, where updates underflow too.
-
-    That is `learning_rate` times `parameter_gradient_norms`, over the parameters' norms; arguments as there.
-    """
-    params, x, y = _checked(network, params, x, y, loss)
-    layers = layers_with(network, params, part)
-    rate, rate_exponent = frexp(positive_number("learning_rate", learning_rate))  # a float32 has no 1e-50
-    gradient = _sound(_parameter_norms(network, loss, part, params, x, y))
-    update = Scaled(gradient.exponent + rate_exponent, gradient.square * rate**2)
-    return _ratio(update, layer_squares(network, part, params), layers, part)
+    return _ratio(update, layer_squares(params, part), layers, part)
 
 
 def _ratio(update: Scaled, weight: Scaled, layers: tuple[str, ...], part: str) -> Profile:
@@ -179,25 +158,25 @@ def _activation_norms(
     network: Network, loss: Loss, place: int, params: Params, x: Array, y: Any
 ) -> tuple[Scaled, Sound]:
     """The squared norms, `(layer, batch)`, at every layer's input (place 0) or pre-activation (1)."""
-    results, sound = _sweep(network, loss, params, x, y, lambda *_: ())
-    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *[norms[place] for norms, _ in results]), sound
+    (norms, _), sound = _sweep(network, loss, params, x, y, lambda *_: ())
+    return norms[place], sound
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _parameter_norms(network: Network, loss: Loss, part: str, params: Params, x: Array, y: Any) -> tuple[Scaled, Sound]:
-    """The squared norms, `(layer,)`, of the mean loss's gradient with respect to each layer's `part`."""
+    """The squared norms of the mean loss's gradient with respect to each layer's `part`, for layers that have it."""
 
-    def see(layer: Layer, p: Any, h: ScaledInput, v: Array, exponent: Array) -> Any:
-        if not isinstance(layer, Dense | Conv):
-            return _mean_squares(layer, p, times_power(*h), v, exponent, part) if _chosen(p, part) else ()
-        # The gradient of the weights is in proportion to the input, that of the bias is not.
-        exponents = {"weight": exponent + h[1], "bias": exponent}
-        norms = [_mean_squares(layer, p, h[0], v, exponents[name], name) for name in exponents if part in ("all", name)]
-        return total(jax.tree.map(lambda *parts: jnp.stack(parts), *norms)) if norms else ()
+    def see(layer: Layer, p: Any, h: ScaledInput, v: Array, exponent: Array) -> Scaled:
+        if not _chosen(p, part):
+            return Scaled(jnp.zeros((), jnp.int32), jnp.zeros((), v.dtype))
+        if not layer.in_proportion:
+            return _mean_squares(layer, p, times_power(*h), v, exponent, part)
+        exponents = {name: exponent + h[1] if name in layer.in_proportion else exponent for name in p}
+        norms = [_mean_squares(layer, p, h[0], v, exponents[name], name) for name in p if part in ("all", name)]
+        return total(jax.tree.map(lambda *parts: jnp.stack(parts), *norms))
 
-    results, sound = _sweep(network, loss, params, x, y, see)
-    seen = [result for _, result in results if result]
-    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *seen), sound
+    (_, norms), sound = _sweep(network, loss, params, x, y, see)
+    return jax.tree.map(lambda leaf: leaf[np.flatnonzero(_have(network, params, part))], norms), sound
 
 
 def _mean_squares(layer: Layer, p: Any, h: Array, v: Array, exponent: Array, part: str) -> Scaled:
@@ -206,37 +185,31 @@ def _mean_squares(layer: Layer, p: Any, h: Array, v: Array, exponent: Array, par
     shared = jnp.max(jnp.where(alive, exponent, NO_EXPONENT))
     shared = jnp.where(shared == NO_EXPONENT, 0, shared)
     gradient = layer.parameter_gradient(p, h, times_power(v, jnp.minimum(exponent - shared, 0)) / len(v))
-    norm = _squares(_chosen(gradient, part))
+    norm = sum_of_squares(_chosen(gradient, part))
     return Scaled(shared + norm.exponent, norm.square)
 
 
-def _sweep(network: Network, loss: Loss, params: Params, x: Array, y: Any, see: See) -> tuple[list[Any], Sound]:
-    """Per stage, the squared norms at every layer's input and pre-activation, and what `see` returned."""
+def _sweep(network: Network, loss: Loss, params: Params, x: Array, y: Any, see: See) -> tuple[Any, Sound]:
+    """The squared norms at every layer's input and pre-activation, with what `see` returned, stacked over layers."""
 
     def forward(layer: Layer, p: Any, h: ScaledInput) -> Any:
         h_next, point = linearized(layer, p, h)
         return h_next, (point, h)
 
-    output, saved = network.scan(forward, params, as_scaled(x))
+    def back(layer: Layer, one: Any, carry: tuple[Array, Array]) -> Any:
+        (p, (point, h)), (v, exponent) = one, carry
+        v, exponent, halfway = rescale(point.times_slope(v), exponent, together=together)
+        seen = see(layer, p, h, v[0], exponent)
+        v, exponent, after = rescale(point.pull(p, v), exponent, together=together)
+        return (v, exponent), ((after, halfway), seen)
+
+    output, points = network.scan(forward, params, as_scaled(x))
     output = times_power(*output)
     start, exponent = _loss_gradient(loss, output, y)
     sound = jnp.isfinite(output).all(), jnp.isfinite(start).all()
     together = network.couples_examples
     v, exponent, _ = rescale(start[None], exponent, together=together)
-    results = []
-    for stage, stage_params, stage_saved in reversed(list(zip(network.stages, params, saved, strict=True))):
-
-        def step(carry: Any, one: Any, stage: Any = stage) -> Any:
-            (v, exponent), (p, (point, h)) = carry, one
-            v, exponent, halfway = rescale(stage.layer.through_activation(point, v), exponent, together=together)
-            seen = see(stage.layer, p, h, v[0], exponent)
-            v = stage.layer.pull(p, point, v, stage.shape)
-            v, exponent, after = rescale(v, exponent, together=together)
-            return (v, exponent), ((after, halfway), seen)
-
-        (v, exponent), seen = stage.scan(step, (v, exponent), (stage_params, stage_saved), reverse=True)
-        results.append(seen)
-    return results[::-1], sound
+    return network.scan_back(back, list(zip(params, points, strict=True)), (v, exponent))[1], sound
 
 
 def _sound(found: tuple[Scaled, Sound]) -> Scaled:
@@ -295,20 +268,11 @@ def _octaves(z: Float[Array, " batch"]) -> tuple[Int[Array, " batch"], Float[Arr
     return octaves, z + octaves.astype(z.dtype) * (float(ln2) - log(2))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def layer_squares(network: Network, part: str, tree: Params) -> Scaled:
-    """The squared norms, `(layer,)`, of each layer's `part` of `tree`."""
-    chosen = [
-        (stage.repeats, _chosen(stage_tree, part)) for stage, stage_tree in zip(network.stages, tree, strict=True)
-    ]
-    norms = [jax.vmap(_squares, axis_size=repeats)(leaves) for repeats, leaves in chosen if leaves]
-    return jax.tree.map(lambda *stages: jnp.concatenate(stages), *norms)
-
-
-def _squares(leaves: list[Array]) -> Scaled:
-    """The sum of all squares, of entries of any magnitude."""
-    v, exponent = to_unit(jnp.concatenate([leaf.ravel() for leaf in leaves]), (0,))
-    return Scaled(exponent, jnp.sum(jnp.square(v)))
+@partial(jax.jit, static_argnums=1)
+def layer_squares(tree: Params, part: str = "all") -> Scaled:
+    """Returns the squared norms, `(layer,)`, of each layer's `part` of `tree`, for the layers that have it."""
+    chosen = [_chosen(stage, part) for stage in tree]
+    return joined([sum_of_squares(leaves, kept=1) for leaves in chosen if leaves])
 
 
 # Parts and checks
@@ -332,15 +296,19 @@ def _dtype(tree: Any) -> Any:
 
 
 def layers_with(network: Network, params: Params, part: str) -> tuple[str, ...]:
-    """The names of the layers that have parameters called `part`; raises `ValueError` where none has."""
+    """Returns the names of the layers that have parameters called `part`; raises `ValueError` where none has."""
     names = dict.fromkeys(_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
     if not names:
         raise ValueError("network has no parameters; accepted is one with at least one layer that has, such as Dense.")
     known_name("part", part, ("all", *names))
-    has = [
+    return tuple(name for name, has in zip(network.layer_names, _have(network, params, part), strict=True) if has)
+
+
+def _have(network: Network, params: Params, part: str) -> list[bool]:
+    """Whether each layer has parameters called `part`."""
+    return [
         bool(_chosen(p, part)) for p, stage in zip(params, network.stages, strict=True) for _ in range(stage.repeats)
     ]
-    return tuple(name for name, chosen in zip(network.layer_names, has, strict=True) if chosen)
 
 
 def _checked_updates(updates: Any, params: Params) -> Params:

@@ -1,6 +1,6 @@
 """How much memory a sweep takes, and blocks of examples and directions that keep within a budget.
 
-A sweep keeps every layer's slopes for each example of a block (`saved`), a few vectors for each example and direction
+A sweep keeps every layer's slopes for each example of a block (`points`), a few vectors for each example and direction
 of it (`work`), and the results. All are known from shapes alone.
 """
 
@@ -58,19 +58,19 @@ def plan_blocks(
     sizes, weights = [one.size], [0]
 
     def step(layer: Any, p: Any, h: Any) -> Any:
-        h_next, saved = layer.linearize(p, h)
+        h_next, point = layer.linearize(p, h)
         sizes.append(h_next.size)
-        sizes.append(_entries_per_direction(partial(layer.push, p, saved), h))
-        sizes.append(_entries_per_direction(partial(layer.pull, p, saved, shape=h.shape[1:]), h_next))
+        sizes.append(_entries_per_direction(partial(point.push, p), h))
+        sizes.append(_entries_per_direction(partial(point.pull, p), h_next))
         weights.append(sum(leaf.size for leaf in jax.tree.leaves(p)))
-        return h_next, saved
+        return h_next, point
 
-    _, saved = jax.eval_shape(lambda p, h: network.scan(step, p, h), params, one)
+    _, points = jax.eval_shape(lambda p, h: network.scan(step, p, h), params, one)
     itemsize = x.dtype.itemsize
     fixed = (2 * max(weights) + RESULTS * batch * network.depth) * itemsize
     per_direction = (VECTORS * max(sizes) + FRAMES * random + (3 * directions if random else 0)) * itemsize
     per_example = (
-        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved)) + VECTORS * max(sizes) * itemsize
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(points)) + VECTORS * max(sizes) * itemsize
     )
     least = directions if random else 1
     accepted = fixed + per_example + least * per_direction

@@ -24,9 +24,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from gradcourse._checks import positive_number
 from gradcourse._logdomain import check_overflow, times_power, to_unit
 from gradcourse.nn.layers import Layer, ScaledInput, as_scaled, linearized
-from gradcourse.nn.network import Network, Params
+from gradcourse.nn.linearized import Linearized
+from gradcourse.nn.network import Network, Params, joined
 
-__all__ = ["UnitStatistics", "silent_units", "unit_statistics"]
+__all__ = ["UnitStatistics", "silent_units", "statistics_of", "unit_statistics"]
 
 
 @jax.tree_util.register_dataclass
@@ -117,7 +118,7 @@ def statistics_of(
             share = unknown if jax.tree.leaves(p) else jnp.zeros_like(unknown)
             found |= {"deviation": _root_mean_square(h_next), "mean_square_slope": unknown}
             return scaled_next, found | {"saturated": share, "silent": share}
-        bound, slope = layer.activation.derivative_bound, _slope(layer, point, h_next)
+        bound, slope = layer.activation.derivative_bound, _slope(point, h_next)
         saturated = (jnp.abs(slope) < tail * bound).mean()
         deviation = _root_mean_square(layer.preactivation(p, h))
         found |= {"deviation": deviation, "mean_square_slope": jnp.square(slope).mean()}
@@ -126,8 +127,7 @@ def statistics_of(
 
     everywhere = (None,) * len(params) if present is None else present
     _, collected = network.scan(step, tuple(zip(params, everywhere, strict=True)), as_scaled(x))
-    found = jax.tree.map(lambda *stages: jnp.concatenate(stages), *collected)
-    return UnitStatistics(**found, layers=network.layer_names)
+    return UnitStatistics(**joined(collected), layers=network.layer_names)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -140,14 +140,14 @@ def _silent_units(
         h_next, point = linearized(layer, p, h)
         if layer.activation is None:
             return h_next, (jnp.zeros(h_next[0].shape[-1], bool), jnp.isfinite(h_next[0]).all())
-        slope = _slope(layer, point, h_next[0])
+        slope = _slope(point, h_next[0])
         return h_next, (_silent(slope), jnp.isfinite(slope).all())
 
     return network.scan(step, params, as_scaled(x))[1]
 
 
-def _slope(layer: Layer, point: Any, h_next: Array) -> Float[Array, "batch *output"]:
-    return layer.through_activation(point, jnp.ones_like(h_next)[None])[0]
+def _slope(point: Linearized, h_next: Array) -> Float[Array, "batch *output"]:
+    return point.times_slope(jnp.ones_like(h_next)[None])[0]
 
 
 def _silent(slope: Float[Array, "batch *output"]) -> Bool[Array, " unit"]:

@@ -2,8 +2,9 @@
 
 from gradcourse.nn.activations import ACTIVATIONS, Activation
 from gradcourse.nn.blocks import Block, Residual
+from gradcourse.nn.convolutions import AvgPool, Conv, MaxPool
 from gradcourse.nn.initializers import INITIALIZERS, Initializer, gaussian
-from gradcourse.nn.layers import AvgPool, Conv, Dense, Flatten, Layer, MaxPool, Pointwise
+from gradcourse.nn.layers import Dense, Flatten, Layer, Pointwise
 from gradcourse.nn.network import Network, cnn, mlp, sequential
 from gradcourse.nn.normalisation import (
     BatchNorm,

@@ -13,15 +13,12 @@ because it computes `y * (1 - y)` with a `y` that has been rounded to 1; the clo
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from math import pi, sqrt
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
-from numpy.typing import NDArray
 
 from gradcourse._checks import known_name
 
@@ -40,7 +37,16 @@ class Activation:
     - `derivative`: `f'(s)` in a form that keeps its digits in the tails; `None` means autodiff.
     - `derivative_bound`: the supremum of `|f'|`; NaN where unknown.
     - `kinks`: where `f` or `f'` is not smooth; quadrature is split there.
-    - `source`: who proposed it as an activation.
+    - `source`: who proposed it as an activation;
+    - `linear_at_zero`: whether `f(s)` is `s f'(s)` next to 0: then a pre-activation too small for its format can be
+      scaled;
+    - `homogeneous`: whether it is so everywhere, as for rectifiers: then any pre-activation can be scaled;
+    - `kinked_at_zero`: whether the slope jumps at 0, so that the sign of even the smallest pre-activation matters.
+
+    What the last three are by default is right for any function.
+
+    >>> [name for name, activation in ACTIVATIONS.items() if activation.homogeneous]
+    ['identity', 'relu', 'leaky_relu']
     """
 
     name: str
@@ -49,6 +55,9 @@ class Activation:
     derivative_bound: float = float("nan")
     kinks: tuple[float, ...] = ()
     source: str = ""
+    linear_at_zero: bool = False
+    homogeneous: bool = False
+    kinked_at_zero: bool = True
 
     def __repr__(self) -> str:
         return f"Activation({self.name!r})"
@@ -67,39 +76,6 @@ class Activation:
         if self.derivative is not None:
             return self.derivative(s)
         return jax.jvp(self.function, (s,), (jnp.ones_like(s),))[1]
-
-    @property
-    def linear_at_zero(self) -> bool:
-        """Whether `f(s)` is `s f'(s)` next to 0: then a pre-activation too small for its format can be scaled."""
-        return bool(self._is_linear[2:5].all())
-
-    @property
-    def homogeneous(self) -> bool:
-        """Whether `f(s)` is `s f'(s)` everywhere, as for rectifiers: then any pre-activation can be scaled.
-
-        >>> [name for name, activation in ACTIVATIONS.items() if activation.homogeneous]
-        ['identity', 'relu', 'leaky_relu']
-        """
-        return bool(self._is_linear.all())
-
-    @property
-    def kinked_at_zero(self) -> bool:
-        """Whether the slope jumps at 0, so that the sign of even the smallest pre-activation matters."""
-        below, above = self._samples[2][[2, 4]]
-        return not np.isclose(below, above, rtol=1e-3)
-
-    @cached_property
-    def _samples(self) -> NDArray[np.float32]:
-        """Pre-activations from very small to very large, and the function and its slope there."""
-        s = np.array([-1e30, -1, -1e-10, 0, 1e-10, 1, 1e30], np.float32)
-        with jax.ensure_compile_time_eval():
-            return np.stack([s, self(s), self.slope(s)])
-
-    @property
-    def _is_linear(self) -> NDArray[np.bool_]:
-        s, value, slope = self._samples
-        with np.errstate(over="ignore", invalid="ignore"):  # of functions that grow faster
-            return np.abs(value - s * slope) <= 1e-3 * np.abs(value)
 
 
 def _sigmoid_slope(s: Array) -> Array:
@@ -130,12 +106,25 @@ def _hard_tanh_slope(s: Array) -> Array:
     return jnp.where(jnp.abs(s) < 1, 1.0, jnp.where(jnp.abs(s) >= 1, 0.0, jnp.nan)).astype(s.dtype)
 
 
+# What most have in common, and all rectifiers.
+NEARLY_LINEAR: dict[str, Any] = {"linear_at_zero": True, "kinked_at_zero": False}
+RECTIFIER: dict[str, Any] = {"linear_at_zero": True, "homogeneous": True, "kinks": (0.0,)}
+
 ACTIVATIONS: dict[str, Activation] = {
     activation.name: activation
     for activation in (
-        Activation("identity", lambda s: s, jnp.ones_like, 1.0),
-        Activation("sigmoid", jax.nn.sigmoid, _sigmoid_slope, 0.25, source="Verhulst 1838; Rumelhart et al. 1986"),
-        Activation("tanh", jnp.tanh, lambda s: 4 * _sigmoid_slope(2 * s), 1.0, source="LeCun et al. 1989"),
+        Activation("identity", lambda s: s, jnp.ones_like, 1.0, homogeneous=True, **NEARLY_LINEAR),
+        Activation(
+            "sigmoid",
+            jax.nn.sigmoid,
+            _sigmoid_slope,
+            0.25,
+            source="Verhulst 1838; Rumelhart et al. 1986",
+            kinked_at_zero=False,
+        ),
+        Activation(
+            "tanh", jnp.tanh, lambda s: 4 * _sigmoid_slope(2 * s), 1.0, source="LeCun et al. 1989", **NEARLY_LINEAR
+        ),
         Activation(
             "softsign",
             jax.nn.soft_sign,
@@ -143,17 +132,20 @@ ACTIVATIONS: dict[str, Activation] = {
             1.0,
             (0.0,),
             "Bergstra et al. 2009",
+            **NEARLY_LINEAR,
         ),
-        Activation("relu", jax.nn.relu, _step(0.0), 1.0, (0.0,), "Nair & Hinton 2010"),
+        Activation("relu", jax.nn.relu, _step(0.0), 1.0, source="Nair & Hinton 2010", **RECTIFIER),
         Activation(
             "leaky_relu",
             lambda s: jax.nn.leaky_relu(s, LEAK),
             _step(LEAK),
             1.0,
-            (0.0,),
-            "Maas et al. 2013",
+            source="Maas et al. 2013",
+            **RECTIFIER,
         ),
-        Activation("elu", jax.nn.elu, lambda s: jnp.exp(jnp.minimum(s, 0)), 1.0, (0.0,), "Clevert et al. 2016"),
+        Activation(
+            "elu", jax.nn.elu, lambda s: jnp.exp(jnp.minimum(s, 0)), 1.0, (0.0,), "Clevert et al. 2016", **NEARLY_LINEAR
+        ),
         Activation(
             "selu",
             jax.nn.selu,
@@ -161,6 +153,7 @@ ACTIVATIONS: dict[str, Activation] = {
             SELU_SCALE * SELU_ALPHA,
             (0.0,),
             "Klambauer et al. 2017",
+            linear_at_zero=True,
         ),
         Activation(
             "gelu",
@@ -168,23 +161,22 @@ ACTIVATIONS: dict[str, Activation] = {
             lambda s: jax.scipy.special.ndtr(s) + s * _normal_density(s),
             1.1289043,  # at s = sqrt(2)
             source="Hendrycks & Gimpel 2016",
+            **NEARLY_LINEAR,
         ),
-        Activation("silu", jax.nn.silu, _silu_slope, 1.0998395, source="Elfwing et al. 2018"),  # near s = 2.4
-        Activation("softplus", jax.nn.softplus, jax.nn.sigmoid, 1.0, source="Dugas et al. 2001"),
+        Activation(
+            "silu", jax.nn.silu, _silu_slope, 1.0998395, source="Elfwing et al. 2018", **NEARLY_LINEAR
+        ),  # at 2.4
+        Activation("softplus", jax.nn.softplus, jax.nn.sigmoid, 1.0, source="Dugas et al. 2001", kinked_at_zero=False),
         Activation(
             "erf",
             jax.scipy.special.erf,
             lambda s: 2 / sqrt(pi) * jnp.exp(-jnp.square(s)),
             2 / sqrt(pi),
             source="Williams 1997",
+            **NEARLY_LINEAR,
         ),
         Activation(
-            "hard_tanh",
-            jax.nn.hard_tanh,
-            _hard_tanh_slope,
-            1.0,
-            (-1.0, 1.0),
-            "Collobert 2004",
+            "hard_tanh", jax.nn.hard_tanh, _hard_tanh_slope, 1.0, (-1.0, 1.0), "Collobert 2004", **NEARLY_LINEAR
         ),
     )
 }

@@ -2,14 +2,13 @@
 
 >>> from gradcourse.nn.layers import Dense
 >>> from gradcourse.nn.network import sequential
->>> block = Residual((Dense(64, "relu", init="he_normal"), Dense(64, init="he_normal")), scale=0.1)
+>>> block = Residual((Dense(64, "relu", initializer="he_normal"), Dense(64, initializer="he_normal")), scale=0.1)
 >>> network = sequential(64, [block] * 50 + [Dense(10)])
 >>> network.depth, network.layer_names[0]
 (51, '0 residual')
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar
 
 import jax
@@ -17,14 +16,54 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gradcourse._checks import positive_number
-from gradcourse.nn.layers import Layer, Saved, Shape, linearized, wait_for
+from gradcourse.nn.layers import Layer, Params, Shape, linearized, wait_for
+from gradcourse.nn.linearized import STATIC, Linearized
 
 __all__ = ["Block", "Residual"]
 
-Params = dict[str, Any]
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Chain(Linearized):
+    """Of layers in a row; the last one's slope is the chain's own, and not kept a second time in its part."""
+
+    parts: Any
+
+    @classmethod
+    def of(cls, parts: list[Linearized]) -> "_Chain":
+        *before, last = parts
+        return cls(last.slope, (*before, replace(last, slope=None)))
+
+    def pull(self, params: Params, v: Float[Array, "direction batch *output"]) -> Array:
+        for index, part in reversed(list(enumerate(self.parts))):
+            v = part.pull(params[str(index)], part.times_slope(v))
+        return v
+
+    def push(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
+        for index, part in enumerate(self.parts):
+            v = part.times_slope(part.push(params[str(index)], v))
+        return v
 
 
-@dataclass(frozen=True, init=False)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Shortcut(Linearized):
+    """Of `h + scale * body(h)`; the scale is a parameter where it is `None` here."""
+
+    body: Any
+    scale: Any = field(metadata=STATIC)
+
+    def pull(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
+        return v + self.body.pull(params, self.body.times_slope(self._scale(params) * v))
+
+    def push(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
+        return v + self._scale(params) * self.body.times_slope(self.body.push(params, v))
+
+    def _scale(self, params: Params) -> Any:
+        return params["scale"] if self.scale is None else self.scale
+
+
+@dataclass(frozen=True)
 class Block(Layer):
     """`body`, a few layers in a row that count as one: norms are taken before and after them.
 
@@ -38,21 +77,17 @@ class Block(Layer):
     1
     """
 
-    body: tuple[Layer, ...]
+    body: Any  # a layer or a sequence of them; kept as a tuple
     kind: ClassVar[str] = "block"
 
-    def __init__(self, body: Sequence[Layer] | Layer):
-        layers = (body,) if isinstance(body, Layer) else tuple(body)
+    def __post_init__(self) -> None:
+        layers = (self.body,) if isinstance(self.body, Layer) else tuple(self.body)
         for index, layer in enumerate(layers):
             if not isinstance(layer, Layer):
                 raise TypeError(f"body[{index}]={layer!r} is a {type(layer).__name__}; accepted are layers.")
         if not layers:
             raise ValueError("body is empty; accepted is at least one layer.")
-        object.__setattr__(self, "body", layers)
-
-    def with_body(self, body: Sequence[Layer]) -> "Block":
-        """Returns the same with other layers."""
-        return Block(body)
+        self._set(body=layers)
 
     @property
     def activation(self) -> Any:
@@ -101,68 +136,41 @@ class Block(Layer):
             h = layer.apply(params[str(index)], h)
         return last[1].preactivation(params[str(last[0])], h)
 
-    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
-        """Returns the output and what the body's layers save."""
-        saved = []
+    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
+        """Returns the output and the chain of the layers' linear maps."""
+        parts = []
         for index, layer in enumerate(self.body):
             h, point = layer.linearize(params[str(index)], h)
-            saved.append(point)
-        return h, saved
+            parts.append(point)
+        return h, _Chain.of(parts)
 
     def linearize_scaled(
         self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Saved]:
-        """Returns the output, its exponent and what the body's layers save."""
-        saved, scaled = [], (h, exponent)
+    ) -> tuple[Array, Array, Linearized]:
+        """Returns the output, its exponents and the chain of the layers' linear maps."""
+        parts, scaled = [], (h, exponent)
         for index, layer in enumerate(self.body):
             scaled, point = linearized(layer, params[str(index)], scaled)
-            saved.append(point)
-        return *scaled, saved
-
-    def in_range(self, output: Float[Array, "batch *output"]) -> Array | None:
-        """Returns what the last layer does."""
-        return self.body[-1].in_range(output)
-
-    def through_activation(self, saved: Saved, v: Float[Array, "direction batch *output"]) -> Array:
-        """Returns `v` times the slope of the last layer's activation."""
-        return self.body[-1].through_activation(saved[-1], v)
-
-    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *output"], shape: Shape) -> Array:
-        """Returns cotangents on the block's input for cotangents `v` on its pre-activation."""
-        shapes = self.shapes(shape)
-        for index in reversed(range(len(self.body))):
-            v = self.body[index].pull(params[str(index)], saved[index], v, shapes[index])
-            if index:
-                v = self.body[index - 1].through_activation(saved[index - 1], v)
-        return v
-
-    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns tangents on the block's pre-activation for tangents `v` on its input."""
-        for index, layer in enumerate(self.body):
-            if index:
-                v = self.body[index - 1].through_activation(saved[index - 1], v)
-            v = layer.push(params[str(index)], saved[index], v)
-        return v
+            parts.append(point)
+        return *scaled, _Chain.of(parts)
 
     def parameter_gradient(
         self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
     ) -> Params:
         """Returns the gradient of `params` at the input `h` for the cotangent `v` on the pre-activation."""
-        inputs, saved, gradients = [h], [], {}
+        inputs, parts, gradients = [h], [], {}
         for index, layer in enumerate(self.body):
             after, point = layer.linearize(params[str(index)], inputs[-1])
             inputs.append(after)
-            saved.append(point)
+            parts.append(point)
         for index, layer in reversed(list(enumerate(self.body))):
-            p = params[str(index)]
-            gradients[str(index)] = layer.parameter_gradient(p, inputs[index], v)
+            gradients[str(index)] = layer.parameter_gradient(params[str(index)], inputs[index], v)
             if index:
-                (v,) = layer.pull(p, saved[index], v[None], inputs[index].shape[1:])
-                (v,) = self.body[index - 1].through_activation(saved[index - 1], v[None])
+                (v,) = parts[index - 1].times_slope(parts[index].pull(params[str(index)], v[None]))
         return gradients
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class Residual(Block):
     r"""`h + scale * body(h)`, where the body is a few layers that keep the shape.
 
@@ -174,18 +182,14 @@ class Residual(Block):
     al., 2021; De and Smith, 2020), Fixup at 1 with last weights of 0 (Zhang, Dauphin and Ma, 2019).
     """
 
-    scale: float
-    learned: bool
+    _: KW_ONLY
+    scale: float = 1.0
+    learned: bool = False
     kind: ClassVar[str] = "residual"
 
-    def __init__(self, body: Sequence[Layer] | Layer, *, scale: float = 1.0, learned: bool = False):
-        super().__init__(body)
-        object.__setattr__(self, "scale", positive_number("scale", scale, zero=True))
-        object.__setattr__(self, "learned", bool(learned))
-
-    def with_body(self, body: Sequence[Layer]) -> "Residual":
-        """Returns the same with other layers."""
-        return Residual(body, scale=self.scale, learned=self.learned)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(scale=positive_number("scale", self.scale, zero=True), learned=bool(self.learned))
 
     @property
     def activation(self) -> Any:
@@ -214,48 +218,25 @@ class Residual(Block):
         """Returns the output: the sum has no activation."""
         return self.apply(params, h)
 
-    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
-        """Returns the output and what the body's layers save."""
-        out, saved = super().linearize(params, h)
-        return h + self._scale(params) * out, saved
+    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
+        """Returns the output and the linear map, the identity plus `scale` times the body's."""
+        output, body = super().linearize(params, h)
+        return h + self._scale(params) * output, _Shortcut(None, body, None if self.learned else self.scale)
 
     def linearize_scaled(
         self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Saved]:
-        """Returns the output, its exponent and what the body's layers save."""
+    ) -> tuple[Array, Array, Linearized]:
+        """Returns the same with exponents, in the general form: a sum of two terms is of one size."""
         return Layer.linearize_scaled(self, params, h, exponent)
-
-    def in_range(self, output: Float[Array, "batch *shape"]) -> Array | None:
-        """Returns `None`."""
-        return None
-
-    def through_activation(
-        self, saved: Saved, v: Float[Array, "direction batch *shape"]
-    ) -> Float[Array, "direction batch *shape"]:
-        """Returns `v`."""
-        return v
-
-    def pull(
-        self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"], shape: Shape
-    ) -> Float[Array, "direction batch *shape"]:
-        """Returns `v + scale * (the body's transposed Jacobian of v)`."""
-        inner = super().through_activation(saved, self._scale(params) * v)
-        return v + super().pull(params, saved, inner, shape)
-
-    def push(
-        self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]
-    ) -> Float[Array, "direction batch *shape"]:
-        """Returns `v + scale * (the body's Jacobian of v)`."""
-        return v + self._scale(params) * super().through_activation(saved, super().push(params, saved, v))
 
     def parameter_gradient(
         self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *shape"]
     ) -> Params:
         """Returns the gradient of `params` at the input `h` for the cotangent `v` on the output."""
-        out, saved = super().linearize(params, h)
-        (inner,) = super().through_activation(saved, self._scale(params) * v[None])
+        output, body = super().linearize(params, h)
+        (inner,) = body.times_slope(self._scale(params) * v[None])
         gradient = super().parameter_gradient(params, h, inner)
-        return gradient | ({"scale": jnp.sum(v * out)} if self.learned else {})
+        return gradient | ({"scale": jnp.sum(v * output)} if self.learned else {})
 
     def _scale(self, params: Params) -> Any:
         return params["scale"] if self.learned else self.scale

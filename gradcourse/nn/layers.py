@@ -1,64 +1,73 @@
-"""Layers: dense, convolution, pooling, pointwise, flatten.
+"""Layers: what all of them offer, and the dense, the pointwise and the flattening one.
 
 A layer is a frozen description, without parameters. It knows how to draw them (`init`), how to compute (`apply`), and
-how to carry a cotangent back or a tangent forward through itself. These last two come in two halves, because the
-course asks which half shrinks the gradient: `h -> s` (the weights) and `s -> f(s)` (the activation).
+what linear map it is at a point of its input space (`linearize`, see `gradcourse.nn.linearized`).
 
-A new layer only needs `output_shape`, `apply` and, if it has parameters, `init`; the halves then fall back on
-autodiff. `Dense` and `Conv` override them: they save the activation's slope on the way forward and multiply by it on
-the way back, which is faster than differentiating anew.
+A layer of your own needs `apply` and, if it has parameters, `init`; all else then follows by autodiff. Make it a
+frozen dataclass, so that equal neighbours can share one compiled stage:
 
-Shapes: an input is `(batch, *shape)`, images are `(batch, height, width, channel)`; cotangents and tangents carry one
-more leading axis, one entry per output or input direction.
+>>> @dataclass(frozen=True)
+... class Gated(Layer):
+...     def init(self, shape, *, key):
+...         return {"gate": jax.random.normal(key, (*shape, *shape))}
+...
+...     def apply(self, params, h):
+...         return h * jax.nn.sigmoid(h @ params["gate"])
+>>> Gated().output_shape((5,))
+(5,)
+
+Further methods make measuring faster or possible at all. `Dense` and `Conv` have the optional ones: a linear map of
+their own, a closed form of their Jacobian's norm, a map of mean squares for theory. Whoever asks for such a method
+gets `None` from a layer without it.
+
+Shapes: an input is `(batch, *shape)`, images are `(batch, height, width, channel)`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache, partial
 from math import prod
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gradcourse._checks import known_name, positive_integer
-from gradcourse._logdomain import dot, times_power, to_unit
+from gradcourse._checks import positive_integer
+from gradcourse._logdomain import Scaled, dot, times_power, to_unit, total
 from gradcourse.nn import activations, initializers
-from gradcourse.nn.activations import Activation
-from gradcourse.nn.initializers import Initializer
+from gradcourse.nn.activations import ACTIVATIONS
+from gradcourse.nn.linearized import Diagonal, Differentiated, Linearized, LinearMap
 
 __all__ = [
     "Activated",
     "Affine",
-    "AvgPool",
-    "Conv",
     "Dense",
     "Flatten",
     "Layer",
-    "MaxPool",
+    "Params",
     "Pointwise",
+    "ScaledInput",
+    "Shape",
     "as_scaled",
     "linearized",
     "wait_for",
 ]
 
-PADDINGS = ("SAME", "VALID", "CIRCULAR")
 Params = dict[str, Any]
 Shape = tuple[int, ...]
-Saved = Any
 ScaledInput = tuple[Array, Array]  # (batch, *shape) and an exponent per example: `h * 2 ** exponent`
 
 
 class Layer:
-    """The base of all layers, with everything but `output_shape` and `apply` in its general form."""
+    """The base of all layers, with everything but `apply` in its general form."""
 
     kind: ClassVar[str] = "layer"
     # Whether an input twice as large has an output twice as large, and the same Jacobian.
     homogeneous: ClassVar[bool] = False
-    activation: Any = None  # the `Activation` of the layer's units, if it has one
+    # The parameters whose gradient is in proportion to the input; then those of the others do not depend on it.
+    in_proportion: ClassVar[tuple[str, ...]] = ()
+    activation: Any = None  # the `Activation` that makes outputs of pre-activations, if the layer has one
 
     @property
     def couples_examples(self) -> bool:
@@ -67,16 +76,12 @@ class Layer:
 
     @property
     def draws_by_qr(self) -> bool:
-        """Whether `init` factorises matrices, which has to be done one at a time (see `gradcourse.nn.network`)."""
+        """Whether `init` factorises matrices, which has to be done one at a time (see `wait_for`)."""
         return False
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns the shape of one output for one input of `shape`; raises `ValueError` where that does not fit."""
-        raise TypeError(f"{type(self).__name__} is no complete layer: give it output_shape(shape).")
-
-    def exposed(self, shape: Shape) -> tuple[str, ...]:
-        """Returns the parameters of which a NaN or an infinity makes every norm of the layer's Jacobian one."""
-        return ()
+        return _shape_by_tracing(self, shape)
 
     def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
         """Returns parameters for inputs of `shape`; a layer without parameters returns `{}`."""
@@ -90,39 +95,22 @@ class Layer:
         """Returns the pre-activation `s`; of a layer without an activation, the output."""
         return self.apply(params, h)
 
-    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
-        """Returns the output and what the four methods below need to know of this point."""
-        return self.apply(params, h), h
+    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
+        """Returns the output, and the linear map that the layer is at this point."""
+        return self.apply(params, h), Differentiated(None, h, self)
 
     def linearize_scaled(
         self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Saved]:
-        """Returns the same for an input of `h * 2 ** exponent`: the output in this form, too, and what is saved.
+    ) -> tuple[Array, Array, Linearized]:
+        """Returns the same for an input of `h * 2 ** exponent`: the output and its exponents, then the linear map.
 
-        So activations may leave the floating-point range, small ones and, of rectifiers, large ones.
+        With exponents, activations may leave the floating-point range: small ones and, of rectifiers, large ones.
         """
         if self.homogeneous:
-            output, saved = self.linearize(params, h)
-            return output, exponent, saved
-        output, saved = self.linearize(params, times_power(h, exponent))
-        return output, jnp.zeros_like(exponent), saved
-
-    def in_range(self, output: Float[Array, "batch *output"]) -> Array | None:
-        """Returns whether slopes are right although `output` was not computed in that form; `None` if they must be."""
-        return None
-
-    def through_activation(self, saved: Saved, v: Float[Array, "direction batch *output"]) -> Array:
-        """Returns `v` times the activation's slope; the same forward and back, for the matrix is diagonal."""
-        return v
-
-    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *output"], shape: Shape) -> Array:
-        """Returns cotangents on the layer's input (of `shape`) for cotangents `v` on its pre-activation."""
-        _, vjp = jax.vjp(lambda h: self.apply(params, h), saved)
-        return jax.vmap(lambda cotangent: vjp(cotangent)[0])(v)
-
-    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns tangents on the layer's pre-activation for tangents `v` on its input."""
-        return jax.vmap(lambda tangent: jax.jvp(lambda h: self.apply(params, h), (saved,), (tangent,))[1])(v)
+            output, point = self.linearize(params, h)
+            return output, exponent, point
+        output, point = self.linearize(params, times_power(h, exponent))
+        return output, jnp.zeros_like(exponent), point
 
     def parameter_gradient(
         self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
@@ -134,37 +122,62 @@ class Layer:
         _, pull = jax.vjp(lambda p: self.preactivation(p, h), params)
         return pull(v)[0]
 
+    def frobenius_squares(self, shape: Shape) -> Callable[[Params, Array], Scaled] | None:
+        """Returns a closed form of the Jacobian's norm for inputs of `shape`, or `None` where there is none.
+
+        It is a function of the parameters and the slopes, `(batch, *output)`, and returns the squared Frobenius norm
+        for each example.
+        """
+        return None
+
+    def mean_square_map(self, shape: Shape) -> Callable[[Array], Array] | None:
+        r"""Returns what mean-field theory makes of this layer for inputs of `shape`, or `None` where it does not apply.
+
+        It is a linear function of the mean squares of inputs over channels, `(batch, *pixels, 1)`, and returns those
+        of pre-activations without the biases' part, on average over the weights: $\sigma_w^2$ times them, if dense.
+        """
+        return None
+
+    @property
+    def bias_variance(self) -> float:
+        r"""The variance $\sigma_b^2$ that biases are drawn with."""
+        return 0.0
+
+    def _set(self, **fields: Any) -> None:
+        """Converts fields of a frozen layer, in its `__post_init__`: names may stand for what they name."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
 
 class Activated(Layer):
-    """`f(s)` for a pre-activation `s`: what layers with an activation share, which save its slope."""
+    """`f(s)` for a pre-activation `s`: what layers with an activation share. Give it the pre-activation.
 
-    activation: Activation
+    A subclass is a dataclass with the field `activation`.
+    """
+
+    def __post_init__(self) -> None:
+        self._set(activation=activations.resolve(self.activation))
 
     def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns `f(s)`."""
         return self.activation(self.preactivation(params, h))
 
-    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
-        """Returns the output and the slope `f'(s)`."""
+    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
+        """Returns the output and the linear map, with the slope `f'(s)`."""
         s = self.preactivation(params, h)
-        return self.activation(s), self.activation.slope(s)
+        return self.activation(s), self.at(h, self.activation.slope(s))
 
-    def in_range(self, output: Float[Array, "batch *output"]) -> Array | None:
-        """Returns whether every example's largest output is far from underflow, if the sign of small ones matters."""
-        if not self.activation.kinked_at_zero:
-            return None
-        peak = jnp.max(jnp.abs(output), axis=range(1, output.ndim))
-        return jnp.all(peak > jnp.finfo(output.dtype).tiny ** 0.5)
+    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"]) -> Linearized:
+        """Returns the linear map at the input `h`, where the slope is this one; the identity's is left out."""
+        return Differentiated(self.kept(slope), h, self)
 
-    def through_activation(self, saved: Saved, v: Float[Array, "direction batch *output"]) -> Array:
-        """Returns `v` times the slope."""
-        return self.times_slope(saved, v)
+    def kept(self, slope: Float[Array, "batch *output"]) -> Array | None:
+        """Returns `slope`, or `None` if it is the identity's."""
+        return None if self.activation == ACTIVATIONS["identity"] else slope
 
-    def times_slope(self, slope: Array, v: Float[Array, "direction batch *output"]) -> Array:
-        """Returns `v` times the slope, which of the identity is nothing to do."""
-        return v if self.activation == activations.ACTIVATIONS["identity"] else v * slope[None]
-
-    def activated(self, s: Float[Array, "batch *output"], exponent: Int[Array, " batch"]) -> tuple[Array, Array, Array]:
+    def activated(
+        self, s: Float[Array, "batch *output"], exponent: Int[Array, " batch"]
+    ) -> tuple[Float[Array, "batch *output"], Int[Array, " batch"], Float[Array, "batch *output"]]:
         """Returns the output, its exponent and the slope for a pre-activation of `s * 2 ** exponent`.
 
         Where `f` is linear, next to 0 and for rectifiers everywhere, `f(s)` is `s` times the slope in any range.
@@ -178,34 +191,71 @@ class Activated(Layer):
         return output, jnp.where(beyond, exponent, 0), slope
 
 
-@dataclass(frozen=True)
 class Affine(Activated):
-    """`f(weights applied to h + bias)`: what `Dense` and `Conv` share. Give it the linear map and its transpose."""
+    """`f(weights applied to h + bias)`: what `Dense` and `Conv` share. Give it the linear map and its transpose.
 
-    activation: Activation = field()
-    init_scheme: Initializer = field()
+    A subclass is a dataclass with the fields `activation` and `initializer`, an `Initializer` or the name of one.
+    """
+
+    in_proportion: ClassVar[tuple[str, ...]] = ("weight",)
+    initializer: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(initializer=initializers.resolve(self.initializer))
 
     @property
     def draws_by_qr(self) -> bool:
         """True for the orthogonal schemes."""
-        return self.init_scheme.name in ("orthogonal", "delta_orthogonal")
+        return self.initializer.name in ("orthogonal", "delta_orthogonal")
 
-    def exposed(self, shape: Shape) -> tuple[str, ...]:
-        """Returns the weights' name: they are multiplied by every vector, and NaN times 0 is NaN."""
-        return ("weight",)
+    @property
+    def bias_variance(self) -> float:
+        """The scheme's."""
+        return self.initializer.sigma_b**2
+
+    def factor(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Returns weights, inputs or cotangents as they enter a product: as they are.
+
+        `linear` and `transpose` pass both factors of every product through here, so that a subclass can round them.
+        """
+        return values
+
+    def linear(self, weight: Array, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns the weights applied to a batch."""
+        raise NotImplementedError
+
+    def transpose(self, weight: Array, v: Float[Array, "batch *output"], shape: Shape) -> Array:
+        """Returns the transpose of `linear` applied to a batch of `v`; `shape` is the layer's input shape."""
+        raise NotImplementedError
+
+    def weight_shape(self, shape: Shape) -> Shape:
+        """Returns the shape of the weights for inputs of `shape`."""
+        raise NotImplementedError
+
+    def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
+        """Returns `{"weight", "bias"}` drawn from the layer's scheme."""
+        weight_key, bias_key = jax.random.split(key)
+        weight = self.initializer.weights(self.weight_shape(shape), key=weight_key)
+        return {"weight": weight, "bias": self.initializer.biases(weight.shape[-1:], key=bias_key)}
 
     def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the pre-activation `s`."""
         s = self.linear(params["weight"], h)
         return s + jnp.broadcast_to(params["bias"], s.shape)
 
+    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"]) -> Linearized:
+        """Returns the linear map with this slope."""
+        return LinearMap(self.kept(slope), self, h.shape[1:])
+
     def linearize_scaled(
         self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Saved]:
-        """Returns the output, its exponent and the slope."""
+    ) -> tuple[Array, Array, Linearized]:
+        """Returns the output, its exponents and the linear map."""
         if not self.activation.linear_at_zero:
             return super().linearize_scaled(params, h, exponent)
-        return self.activated(*self._scaled_preactivation(params, h, exponent))
+        output, exponent, slope = self.activated(*self._scaled_preactivation(params, h, exponent))
+        return output, exponent, self.at(h, slope)
 
     def _scaled_preactivation(self, params: Params, h: Array, exponent: Array) -> tuple[Array, Array]:
         """The pre-activation with each example's largest entry near 1, and its exponents."""
@@ -219,38 +269,26 @@ class Affine(Activated):
         s, shift = to_unit(times_power(s, exponent - larger) + shifted, axes)
         return s, larger + shift
 
-    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *output"], shape: Shape) -> Array:
-        """Returns the transposed linear map of `v`, all directions in one product."""
-        return _unflatten(self.transpose(params["weight"], _flatten(v), shape), v.shape[:2])
+    def _sum_of_squares(self, shape: Shape, params: Params, slope: Array) -> Scaled:
+        r"""What `frobenius_squares` returns where no entry of the linear map is a sum of several weights.
 
-    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns the linear map of `v`, all directions in one product."""
-        return _unflatten(self.linear(params["weight"], _flatten(v)), v.shape[:2])
-
-    def linear(self, weight: Array, h: Array) -> Array:
-        """Returns the weights applied to a batch."""
-        raise NotImplementedError
-
-    def transpose(self, weight: Array, v: Array, shape: Shape) -> Array:
-        """Returns the transpose of `linear` applied to a batch of `v`; `shape` is the layer's input shape."""
-        raise NotImplementedError
-
-    def weight_shape(self, shape: Shape) -> Shape:
-        """Returns the shape of the weights for inputs of `shape`."""
-        raise NotImplementedError
-
-    def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
-        """Returns `{"weight", "bias"}` drawn from the layer's scheme."""
-        weight_key, bias_key = jax.random.split(key)
-        weight = self.init_scheme.weights(self.weight_shape(shape), key=weight_key)
-        return {"weight": weight, "bias": self.init_scheme.biases(weight.shape[-1:], key=bias_key)}
+        That is $\sum_j f'(s_j)^2 \sum_i w_{ij}^2$, unit by unit (a convolution's are its channels), for units may
+        differ by more than squares can.
+        """
+        weight = params["weight"]
+        weight, weight_exponent = to_unit(weight, tuple(range(weight.ndim - 1)))
+        row_squares = self.linear(jnp.square(weight), jnp.ones((1, *shape), weight.dtype))
+        pixels = tuple(range(1, slope.ndim - 1))
+        slope, exponent = to_unit(slope, pixels)
+        squares = jnp.sum(jnp.square(slope) * row_squares, axis=pixels)
+        return total(Scaled((exponent + weight_exponent[None]).T, squares.T))
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class Dense(Affine):
     """`f(h @ weight + bias)`, weight `(in, out)`.
 
-    >>> layer = Dense(3, "sigmoid", init="glorot_uniform")
+    >>> layer = Dense(3, "sigmoid", initializer="glorot_uniform")
     >>> params = layer.init((4,), key=jax.random.key(0))
     >>> layer.apply(params, jnp.zeros((2, 4)))
     Array([[0.5, 0.5, 0.5],
@@ -258,15 +296,14 @@ class Dense(Affine):
     """
 
     width: int
+    activation: Any = "identity"
+    _: KW_ONLY
+    initializer: Any = "glorot_uniform"
     kind: ClassVar[str] = "dense"
 
-    def __init__(self, width: int, activation: Any = "identity", *, init: str | Initializer = "glorot_uniform"):
-        _set(
-            self,
-            width=positive_integer("width", width),
-            activation=activations.resolve(activation),
-            init_scheme=initializers.resolve(init),
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(width=positive_integer("width", self.width))
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `(width,)`."""
@@ -278,179 +315,25 @@ class Dense(Affine):
         """Returns `(in, out)`."""
         return (shape[0], self.width)
 
-    def linear(self, weight: Array, h: Array) -> Array:
+    def linear(self, weight: Array, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns `h @ weight`."""
-        return dot(h, weight)
+        return dot(self.factor(h), self.factor(weight))
 
-    def transpose(self, weight: Array, v: Array, shape: Shape) -> Array:
+    def transpose(self, weight: Array, v: Float[Array, "batch *output"], shape: Shape) -> Array:
         """Returns `v @ weight.T`."""
-        return dot(v, weight.T)
+        return dot(self.factor(v), self.factor(weight).T)
 
+    def frobenius_squares(self, shape: Shape) -> Callable[[Params, Array], Scaled]:
+        """Returns the closed form."""
+        return partial(self._sum_of_squares, shape)
 
-@dataclass(frozen=True, init=False)
-class Conv(Affine):
-    """`f(kernel * h + bias)`: a two-dimensional convolution (cross-correlation, as everywhere in deep learning).
-
-    Kernel `(kernel_size, kernel_size, in, out)`. Padding `"SAME"` adds zeros, `"CIRCULAR"` wraps the image round,
-    `"VALID"` adds nothing.
-
-    >>> layer = Conv(16, "relu", init="he_normal", stride=2)
-    >>> layer.output_shape((8, 8, 1))
-    (4, 4, 16)
-    """
-
-    channels: int
-    kernel_size: int
-    stride: int
-    padding: str
-    kind: ClassVar[str] = "conv"
-
-    def __init__(
-        self,
-        channels: int,
-        activation: Any = "identity",
-        *,
-        kernel_size: int = 3,
-        stride: int = 1,
-        padding: str = "SAME",
-        init: str | Initializer = "glorot_uniform",
-    ):
-        _set(
-            self,
-            channels=positive_integer("channels", channels),
-            kernel_size=positive_integer("kernel_size", kernel_size),
-            stride=positive_integer("stride", stride),
-            padding=known_name("padding", padding, PADDINGS),
-            activation=activations.resolve(activation),
-            init_scheme=initializers.resolve(init),
-        )
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Returns `(height, width, channels)` after padding and stride."""
-        return (*_image_output("Conv", shape, self.kernel_size, self.stride, self.padding), self.channels)
-
-    def weight_shape(self, shape: Shape) -> Shape:
-        """Returns `(kernel_size, kernel_size, in, out)`."""
-        return (self.kernel_size, self.kernel_size, shape[-1], self.channels)
-
-    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
-        """Returns `f(s)`, in a form that XLA differentiates fast: on a CPU as a product of all the windows.
-
-        There, a training step over convolutions proper takes twelve times as long.
-        """
-        s = lax.platform_dependent(params["weight"], h, cpu=self._as_product, default=self.linear)
-        return self.activation(s + jnp.broadcast_to(params["bias"], s.shape))
-
-    def linear(self, weight: Array, h: Array) -> Array:
-        """Returns the padded image convolved with the kernel."""
-        return _convolve(weight, h, self._pads(h.shape[1:]), self.stride, wrap=self.padding == "CIRCULAR")
-
-    def transpose(self, weight: Array, v: Array, shape: Shape) -> Array:
-        """Returns the transposed convolution: XLA's own input-gradient, but `_turned` on a CPU.
-
-        There, inside of a scan, XLA runs the latter about twenty times faster.
-        """
-        return lax.platform_dependent(
-            weight, v, cpu=partial(self._turned, shape=shape), default=partial(self._transposed, shape=shape)
-        )
-
-    def exposed(self, shape: Shape) -> tuple[str, ...]:
-        """Returns the weights' name, unless the kernel reaches so far beyond the image that a part meets no pixel."""
-        return () if self.padding == "SAME" and self.kernel_size > min(shape[:2]) else super().exposed(shape)
-
-    def _as_product(self, weight: Array, h: Array) -> Array:
-        """The same as `linear`, from every window of the image as a row."""
-        mode = "wrap" if self.padding == "CIRCULAR" else "constant"
-        padded = jnp.pad(h, ((0, 0), *self._pads(h.shape[1:]), (0, 0)), mode=mode)
-        height, width, _ = self.output_shape(h.shape[1:])
-        step = self.stride
-        windows = [
-            padded[:, row : row + step * height : step, column : column + step * width : step]
-            for row in range(self.kernel_size)
-            for column in range(self.kernel_size)
-        ]
-        rows = jnp.concatenate(windows, axis=-1).reshape(len(h) * height * width, -1)
-        return dot(rows, weight.reshape(rows.shape[-1], -1)).reshape(len(h), height, width, -1)
-
-    def _transposed(self, weight: Array, v: Array, *, shape: Shape) -> Array:
-        like = jax.ShapeDtypeStruct((v.shape[0], *shape), v.dtype)
-        (pulled,) = jax.linear_transpose(lambda h: self.linear(weight, h), like)(v)
-        return pulled
-
-    def _turned(self, weight: Array, v: Array, *, shape: Shape) -> Array:
-        """The transpose as a convolution of its own: the kernel turned by 180 degrees, its channels swapped.
-
-        Zeros take the places of the pixels that a stride has left out.
-        """
-        gaps = [
-            (0, side - (out - 1) * self.stride - 1, self.stride - 1)
-            for side, out in zip(shape[:2], v.shape[1:3], strict=True)
-        ]
-        v = lax.pad(v, jnp.zeros((), v.dtype), [(0, 0, 0), *gaps, (0, 0, 0)])
-        turned = jnp.swapaxes(weight[::-1, ::-1], 2, 3)
-        pads = [(self.kernel_size - 1 - low, low) for low, _ in self._pads(shape)]
-        return _convolve(turned, v, pads, 1, wrap=self.padding == "CIRCULAR")
-
-    def _pads(self, shape: Shape) -> Sequence[tuple[int, int]]:
-        """How many pixels are added on either side, for each side of an image."""
-        padding = "VALID" if self.padding == "VALID" else "SAME"
-        window = (self.kernel_size, self.kernel_size)
-        return lax.padtype_to_pads(shape[:2], window, (self.stride, self.stride), padding)
+    def mean_square_map(self, shape: Shape) -> Callable[[Array], Array]:
+        r"""Returns the product with $\sigma_w^2$."""
+        moment = self.initializer.second_moment(self.weight_shape(shape)) * shape[-1]
+        return lambda m: moment * m
 
 
 @dataclass(frozen=True)
-class _Pool(Layer):
-    """What `MaxPool` and `AvgPool` share: square windows of `size` pixels a side, without padding.
-
-    One every `stride` pixels; by default every `size`, so that they tile the image.
-    """
-
-    homogeneous: ClassVar[bool] = True
-    size: int = 2
-    stride: int | None = None
-
-    def __post_init__(self) -> None:
-        size = positive_integer("size", self.size)
-        stride = size if self.stride is None else positive_integer("stride", self.stride)
-        _set(self, size=size, stride=stride)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Returns `(height, width, channel)` after pooling."""
-        return (*_image_output(type(self).__name__, shape, *self._window, "VALID"), shape[2])
-
-    @property
-    def _window(self) -> tuple[int, int]:
-        return self.size, self.stride or self.size
-
-    def _reduce(self, h: Array, start: float, combine: Any) -> Array:
-        size, stride = self._window
-        window, strides = (1, size, size, 1), (1, stride, stride, 1)
-        return lax.reduce_window(h, np.asarray(start, h.dtype), combine, window, strides, "VALID")
-
-
-@dataclass(frozen=True)
-class MaxPool(_Pool):
-    """The largest value in each window; the gradient goes to that one pixel alone."""
-
-    kind: ClassVar[str] = "max pool"
-
-    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
-        """Returns the pooled images."""
-        return self._reduce(h, -jnp.inf, lax.max)
-
-
-@dataclass(frozen=True)
-class AvgPool(_Pool):
-    """The mean of each window; the gradient is spread over all its pixels."""
-
-    kind: ClassVar[str] = "average pool"
-
-    def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
-        """Returns the pooled images."""
-        return self._reduce(h, 0.0, lax.add) / self.size**2
-
-
-@dataclass(frozen=True, init=False)
 class Pointwise(Activated):
     """`f(h)`: an activation as a layer of its own, for where it does not follow a layer's weights.
 
@@ -458,11 +341,8 @@ class Pointwise(Activated):
     Array([[0., 2.]], dtype=float32)
     """
 
-    activation: Activation = field()
+    activation: Any
     kind: ClassVar[str] = "pointwise"
-
-    def __init__(self, activation: Any):
-        _set(self, activation=activations.resolve(activation))
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `shape`."""
@@ -472,22 +352,19 @@ class Pointwise(Activated):
         """Returns `h`."""
         return h
 
+    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"]) -> Linearized:
+        """Returns the identity with this slope."""
+        return Diagonal(self.kept(slope))
+
     def linearize_scaled(
         self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Saved]:
-        """Returns the output, its exponent and the slope."""
+    ) -> tuple[Array, Array, Linearized]:
+        """Returns the output, its exponents and the linear map."""
         if not self.activation.linear_at_zero:
             return super().linearize_scaled(params, h, exponent)
         h, own = to_unit(h, tuple(range(1, h.ndim)))
-        return self.activated(h, exponent + own)
-
-    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *output"], shape: Shape) -> Array:
-        """Returns `v`."""
-        return v
-
-    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns `v`."""
-        return v
+        output, exponent, slope = self.activated(h, exponent + own)
+        return output, exponent, self.at(h, slope)
 
 
 @dataclass(frozen=True)
@@ -505,16 +382,20 @@ class Flatten(Layer):
         """Returns the flattened batch."""
         return h.reshape(h.shape[0], -1)
 
+    def mean_square_map(self, shape: Shape) -> Callable[[Array], Array]:
+        """Returns the mean over pixels."""
+        return lambda m: m.reshape(len(m), -1).mean(axis=1, keepdims=True)
+
 
 def as_scaled(h: Float[Array, "batch *shape"]) -> ScaledInput:
     """Returns `h` with an exponent of 0 for each example."""
     return h, jnp.zeros(h.shape[0], jnp.int32)
 
 
-def linearized(layer: Layer, params: Params, h: ScaledInput) -> tuple[ScaledInput, Saved]:
-    """Returns the output of a layer for an input with exponents, and what it saves: a step of a forward pass."""
-    output, exponent, saved = layer.linearize_scaled(params, *h)
-    return (output, exponent), saved
+def linearized(layer: Layer, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
+    """Returns the output of a layer for an input with exponents, and its linear map: a step of a forward pass."""
+    output, exponent, point = layer.linearize_scaled(params, *h)
+    return (output, exponent), point
 
 
 def wait_for(drawn: Any, key: PRNGKeyArray) -> PRNGKeyArray:
@@ -527,43 +408,17 @@ def wait_for(drawn: Any, key: PRNGKeyArray) -> PRNGKeyArray:
     return jax.random.fold_in(key, jnp.isnan(leaves[-1]).any()) if leaves else key
 
 
-def _set(layer: Layer, **fields: Any) -> None:
-    """Fills a frozen layer; its own `__init__` takes names where its fields hold what they stand for."""
-    for name, value in fields.items():
-        object.__setattr__(layer, name, value)
+@lru_cache(maxsize=1024)
+def _shape_by_tracing(layer: Layer, shape: Shape) -> Shape:
+    """The shape of an output, of a batch of two examples: some layers have no output for a single one."""
 
+    def output() -> Array:
+        return layer.apply(layer.init(shape, key=jax.random.key(0)), jnp.zeros((2, *shape)))
 
-def _flatten(v: Array) -> Array:
-    return v.reshape(-1, *v.shape[2:])
-
-
-def _unflatten(v: Array, leading: Shape) -> Array:
-    return v.reshape(*leading, *v.shape[1:])
-
-
-def _convolve(weight: Array, h: Array, pads: Any, stride: int, *, wrap: bool) -> Array:
-    if wrap:
-        h = jnp.pad(h, ((0, 0), *pads, (0, 0)), mode="wrap")
-        pads = [(0, 0), (0, 0)]
-    return lax.conv_general_dilated(
-        h,
-        weight,
-        (stride, stride),
-        pads,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=lax.Precision.HIGHEST,
-    )
-
-
-def _image_output(layer: str, shape: Shape, window: int, stride: int, padding: str) -> Shape:
-    """The height and width that a window of that size leaves, after checking that `shape` is an image it fits."""
-    if len(shape) != 3:
-        raise ValueError(f"{layer} got an input of shape {shape}; accepted are images (height, width, channel).")
-    if padding != "VALID":
-        return tuple(-(-size // stride) for size in shape[:2])
-    if min(shape[:2]) < window:
+    found = jax.eval_shape(output)
+    if found.shape[:1] != (2,):
         raise ValueError(
-            f"{layer} got an input of shape {shape}, smaller than its window of {window} pixels. "
-            "Use fewer strides or pools before it, a smaller window, or padding='SAME'."
+            f"{type(layer).__name__}.apply returns shape {found.shape} for a batch of 2 inputs of shape {shape}; "
+            "accepted is (batch, ...)."
         )
-    return tuple((size - window) // stride + 1 for size in shape[:2])
+    return found.shape[1:]

@@ -20,16 +20,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._checks import known_false, measurable_input, positive_integer
+from gradcourse.nn.convolutions import Conv
 from gradcourse.nn.initializers import Initializer
-from gradcourse.nn.layers import Conv, Dense, Flatten, Layer, Shape, wait_for
+from gradcourse.nn.layers import Dense, Flatten, Layer, Shape, wait_for
 
-__all__ = ["Network", "Params", "Stage", "cnn", "mlp", "sequential"]
+__all__ = ["Network", "Params", "Stage", "cnn", "joined", "mlp", "sequential"]
 
 Params = tuple[dict[str, Any], ...]
+# From a layer, its part of the trees scanned over and the carry: the next carry and what is kept of it.
+Step = Callable[[Layer, Any, Any], tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -121,24 +125,43 @@ class Network:
         """Returns the network's output for a batch."""
         return self.scan(lambda layer, p, h: (layer.apply(p, h), None), params, x)[0]
 
-    def scan(
-        self, step: Callable[[Layer, Any, Any], tuple[Any, Any]], params: Sequence[Any], carry: Any
-    ) -> tuple[Any, list[Any]]:
-        """Returns the last carry and, per stage, the stacked second results of `step(layer, layer_params, carry)`.
+    def scan(self, step: Step, trees: Sequence[Any], carry: Any) -> tuple[Any, list[Any]]:
+        """Returns the last carry and, per stage, the stacked second results of `step(layer, one, carry)`.
 
-        `params` may be any pytrees, one per stage, whose arrays have the layers in front.
+        `trees` are pytrees, one per stage, whose arrays have the layers in front, such as parameters; a step is given
+        its layer's part of them. Results of equal shapes are put together by `joined`.
         """
         collected = []
-        for stage, stage_params in zip(self.stages, params, strict=True):
-            carry, results = stage.scan(partial(_per_layer, step, stage.layer), carry, stage_params)
+        for stage, tree in zip(self.stages, trees, strict=True):
+            carry, results = stage.scan(partial(_per_layer, step, stage.layer), carry, tree)
             collected.append(results)
         return carry, collected
 
-    def check(self, params: Params, x: Any, *, exposed: bool = True) -> Float[Array, "batch *shape"]:
+    def scan_back(self, step: Step, trees: Sequence[Any], carry: Any) -> tuple[Any, Any]:
+        """Returns the last carry and the second results of `step(layer, one, carry)`, from the last layer to the first.
+
+        `trees` as in `scan`; the results are joined, `(layer, ...)`, with layer 0 in front.
+        """
+        collected = []
+        for stage, tree in reversed(list(zip(self.stages, trees, strict=True))):
+            carry, results = stage.scan(partial(_per_layer, step, stage.layer), carry, tree, reverse=True)
+            collected.append(results)
+        return carry, joined(collected[::-1])
+
+    def parted(self, tree: Any) -> list[Any]:
+        """Returns a pytree whose arrays have all layers in front as one pytree per stage, as `joined` undoes it."""
+        ends = np.cumsum([stage.repeats for stage in self.stages])
+        return [
+            jax.tree.map(lambda leaf, part=slice(end - stage.repeats, end): leaf[part], tree)
+            for stage, end in zip(self.stages, ends, strict=True)
+        ]
+
+    def check(self, params: Params, x: Any, *, weights: bool = True) -> Float[Array, "batch *shape"]:
         """Returns `x` as an array after checking that `params` and `x` belong to this network and are finite.
 
         Raises `ValueError` or `TypeError` naming what is wrong, with the layer's name for a parameter that is NaN.
-        Without `exposed`, the values of those parameters are not looked at that a Jacobian's norm gives away.
+        Without `weights`, the values of most parameters of two axes or more are not looked at: as factors of what is
+        measured, those that are not finite make it so too, and to read them all would take a quarter of a sweep.
         """
         expected, given = _parameter_shapes(self), jax.tree.map(jnp.shape, params)
         if given != jax.tree.map(jnp.shape, expected):
@@ -152,7 +175,7 @@ class Network:
                 f"params have dtype {dtype}; accepted here are float32 and float64. "
                 "Convert them: jax.tree.map(lambda p: p.astype('float32'), params)."
             )
-        first = _first_nonfinite_layer(self, exposed, params)
+        first = _first_nonfinite_layer(self, weights, params)
         if known_false(first == self.depth):
             raise ValueError(
                 f"params of layer {self.layer_names[int(first)]!r} contain NaN or infinity; accepted are finite "
@@ -161,19 +184,19 @@ class Network:
         return measurable_input(x, self.input_shape, dtype)
 
     def measurable(
-        self, params: Params, x: Any, *, exposed: bool = True
+        self, params: Params, x: Any, *, weights: bool = True
     ) -> tuple[Params, Float[Array, "batch *shape"]]:
         """Returns `params` and `x`, checked, in the precision that they are measured in.
 
         That is float64 if they are float64, else float32: a norm measured in the 8 bits of bfloat16 would be one of
-        rounding, while every bfloat16 and float16 parameter is a float32 number too. `exposed` and errors as in
+        rounding, while every bfloat16 and float16 parameter is a float32 number too. `weights` and errors as in
         `check`.
         """
         params, x = (
             jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if _is_short(leaf) else leaf, tree)
             for tree in (params, x)
         )
-        return params, self.check(params, x, exposed=exposed)
+        return params, self.check(params, x, weights=weights)
 
     def check_uncoupled(self) -> None:
         """Raises `ValueError` where examples are coupled, for then none of them has a Jacobian of its own."""
@@ -203,17 +226,30 @@ def _parameter_shapes(network: Network) -> Any:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _first_nonfinite_layer(network: Network, exposed: bool, params: Params) -> Array:
+def _first_nonfinite_layer(network: Network, weights: bool, params: Params) -> Array:
     """The index of the first layer with a parameter that is not finite, or the depth where all are."""
     flags = []
     for stage, stage_params in zip(network.stages, params, strict=True):
         broken = jnp.zeros(stage.repeats, bool)
-        seen_later = () if exposed else stage.layer.exposed(stage.shape)
-        looked_at = {name: p for name, p in stage_params.items() if name not in seen_later}
-        for leaf in jax.tree.leaves(looked_at):
-            broken |= ~jnp.isfinite(leaf).reshape(stage.repeats, -1).all(axis=1)
+        for leaf in jax.tree.leaves(stage_params):
+            if weights or not _is_weight(leaf.shape[1:], stage.shape):
+                broken |= ~jnp.isfinite(leaf).reshape(stage.repeats, -1).all(axis=1)
         flags.append(broken)
     return jnp.argmax(jnp.concatenate([*flags, jnp.ones(1, bool)]))
+
+
+def _is_weight(shape: Shape, input_shape: Shape) -> bool:
+    """Whether all of a parameter meets the input: a kernel that reaches beyond the image has parts that do not."""
+    return len(shape) > 1 and all(size <= side for size, side in zip(shape, input_shape, strict=False))
+
+
+def joined(stages: Sequence[Any]) -> Any:
+    """Returns what `Network.scan` has collected per stage as one pytree, whose arrays have all layers in front.
+
+    >>> joined([jnp.zeros((2, 5)), jnp.ones((1, 5))]).shape
+    (3, 5)
+    """
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *stages)
 
 
 def sequential(input_shape: int | Shape, layers: Sequence[Layer]) -> Network:
@@ -222,7 +258,8 @@ def sequential(input_shape: int | Shape, layers: Sequence[Layer]) -> Network:
     Equal neighbours of equal shape become one scanned stage. Raises `ValueError` where there is no layer or one does
     not fit the shape before it.
 
-    >>> from gradcourse.nn.layers import Conv, Dense, Flatten, MaxPool
+    >>> from gradcourse.nn.convolutions import Conv, MaxPool
+    >>> from gradcourse.nn.layers import Dense, Flatten
     >>> network = sequential((8, 8, 1), [Conv(4, "relu"), MaxPool(2), Flatten(), Dense(10)])
     >>> network.layer_names
     ('0 conv', '1 max pool', '2 flatten', '3 dense')
@@ -257,8 +294,8 @@ def mlp(
     `gradcourse.nn.initializers` or an `Initializer`, used for the readout too. The defaults are the network that the
     question is about. Raises `ValueError` for depth 0, that is, empty `widths`.
     """
-    hidden = [Dense(width, activation, init=init) for width in _hidden("widths", widths)]
-    return sequential((positive_integer("inputs", inputs),), [*hidden, Dense(outputs, init=init)])
+    hidden = [Dense(width, activation, initializer=init) for width in _hidden("widths", widths)]
+    return sequential((positive_integer("inputs", inputs),), [*hidden, Dense(outputs, initializer=init)])
 
 
 def cnn(
@@ -280,10 +317,10 @@ def cnn(
     (22, (10,))
     """
     hidden: list[Layer] = [
-        Conv(width, activation, kernel_size=kernel_size, padding=padding, init=init)
+        Conv(width, activation, kernel_size=kernel_size, padding=padding, initializer=init)
         for width in _hidden("channels", channels)
     ]
-    return sequential(input_shape, [*hidden, Flatten(), Dense(outputs, init=init)])
+    return sequential(input_shape, [*hidden, Flatten(), Dense(outputs, initializer=init)])
 
 
 def _hidden(argument: str, widths: Sequence[int]) -> list[int]:

@@ -22,13 +22,14 @@ by fixed ones, which couple nothing.
 >>> from gradcourse.nn.layers import Dense
 >>> from gradcourse.nn.network import sequential
 >>> from gradcourse.nn.blocks import Block
->>> block = Block((Dense(64, init="he_normal"), BatchNorm("relu")))
+>>> block = Block((Dense(64, initializer="he_normal"), BatchNorm("relu")))
 >>> network = sequential(64, [block] * 30 + [Dense(10)])
 >>> network.couples_examples
 True
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
 from math import prod
 from typing import Any, ClassVar
 
@@ -37,28 +38,42 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gradcourse._checks import positive_integer, positive_number
-from gradcourse.nn import activations
 from gradcourse.nn.activations import Activation
 from gradcourse.nn.blocks import Block
-from gradcourse.nn.layers import Activated, Conv, Dense, Layer, Saved, Shape
+from gradcourse.nn.convolutions import Conv
+from gradcourse.nn.layers import Activated, Dense, Layer, Params, Shape
+from gradcourse.nn.linearized import STATIC, Diagonal, Linearized, per_channel
 from gradcourse.nn.network import Network
 from gradcourse.nn.network import Params as NetworkParams
 
 __all__ = ["BatchNorm", "ChannelScale", "GroupNorm", "LayerNorm", "WeightStandardised", "at_inference"]
 
-Params = dict[str, Any]
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Normalised(Linearized):
+    """Of a normalisation: what its Jacobian is made of, the normalised input and 1 / deviation."""
+
+    normalised: Any
+    per_deviation: Any
+    layer: Any = field(metadata=STATIC)
+
+    def pull(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Float[Array, "direction batch *shape"]:
+        return self._projected(v * per_channel(params["scale"], v))
+
+    def push(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Float[Array, "direction batch *shape"]:
+        return self._projected(v) * per_channel(params["scale"], v)
+
+    def _projected(self, v: Array) -> Array:
+        normalised, mean = self.normalised[None], partial(self.layer.together, jnp.mean, leading=2)
+        return (v - mean(v) - normalised * mean(normalised * v)) * self.per_deviation[None]
 
 
-@dataclass(frozen=True, init=False)
-class _Normalisation(Activated):
-    """`f(scale * normalised + shift)`; parameters `"scale"` and `"shift"`, one each per channel, start at 1 and 0."""
+class _Scaled(Activated):
+    """What all layers here share that end with `f(scale * ... + shift)`: one scale and shift per channel.
 
-    activation: Activation = field()
-    epsilon: float = field()
-
-    def __init__(self, activation: Any = "identity", *, epsilon: float = 1e-5):
-        object.__setattr__(self, "activation", activations.resolve(activation))
-        object.__setattr__(self, "epsilon", positive_number("epsilon", epsilon))
+    They start at 1 and 0.
+    """
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `shape`."""
@@ -68,49 +83,42 @@ class _Normalisation(Activated):
         """Returns `{"scale": ones, "shift": zeros}`, one entry per channel."""
         return {"scale": jnp.ones(shape[-1]), "shift": jnp.zeros(shape[-1])}
 
+
+class _Normalisation(_Scaled):
+    """`f(scale * normalised + shift)`. Give it what is taken `together`, and the field `epsilon`."""
+
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(epsilon=positive_number("epsilon", self.epsilon))
+
     def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         """Returns `s = scale * normalised + shift`."""
         return _affine(params, self._normalised(h)[0])
 
-    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
-        """Returns the output and what the Jacobian is made of: the normalised input, 1 / deviation, the slope."""
+    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
+        """Returns the output and the linear map."""
         normalised, per_deviation = self._normalised(h)
         s = _affine(params, normalised)
-        return self.activation(s), (normalised, per_deviation, self.activation.slope(s))
+        return self.activation(s), _Normalised(self.kept(self.activation.slope(s)), normalised, per_deviation, self)
 
-    def through_activation(self, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns `v` times the slope."""
-        return self.times_slope(saved[2], v)
-
-    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"], shape: Shape) -> Array:
-        """Returns the projection of `scale * v`, over the deviation."""
-        return self._projected(saved, v * _per_channel(params["scale"], v))
-
-    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns `scale` times the projection of `v`, over the deviation."""
-        return self._projected(saved, v) * _per_channel(params["scale"], v)
-
-    def _together(self, reduce: Any, h: Array, leading: int) -> Array:
-        """What `reduce`, such as `jnp.mean`, makes of what belongs together; `batch` is axis `leading - 1`."""
+    def together(self, reduce: Any, h: Array, leading: int = 1) -> Array:
+        """Returns what `reduce`, such as `jnp.mean`, makes of what belongs together; `batch` is axis `leading - 1`."""
         raise NotImplementedError
 
     def _normalised(self, h: Array) -> tuple[Array, Array]:
         """The normalised input and 1 / deviation, right for numbers whose squares overflow, too."""
-        octaves = jnp.maximum(jnp.frexp(self._together(jnp.max, jnp.abs(h), 1))[1], 0)
+        octaves = jnp.maximum(jnp.frexp(self.together(jnp.max, jnp.abs(h)))[1], 0)
         h = h * jnp.ldexp(jnp.ones(octaves.shape, h.dtype), -octaves)
-        centred = h - self._together(jnp.mean, h, 1)
+        centred = h - self.together(jnp.mean, h)
         floor = jnp.ldexp(jnp.full(octaves.shape, self.epsilon, h.dtype), -2 * octaves)
-        variance = self._together(jnp.mean, jnp.square(centred), 1) + jnp.maximum(floor, jnp.finfo(h.dtype).tiny)
+        variance = self.together(jnp.mean, jnp.square(centred)) + jnp.maximum(floor, jnp.finfo(h.dtype).tiny)
         per_deviation = jax.lax.rsqrt(variance)
         return centred * per_deviation, jnp.ldexp(per_deviation, -octaves)
 
-    def _projected(self, saved: Saved, v: Array) -> Array:
-        normalised, per_deviation, _ = saved
-        along = normalised[None] * self._together(jnp.mean, normalised[None] * v, 2)
-        return (v - self._together(jnp.mean, v, 2) - along) * per_deviation[None]
 
-
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class BatchNorm(_Normalisation):
     """Batch normalisation with the statistics of the batch, as in training: one mean and deviation per channel.
 
@@ -124,6 +132,9 @@ class BatchNorm(_Normalisation):
            [ 1.,  1.]], dtype=float32)
     """
 
+    activation: Any = "identity"
+    _: KW_ONLY
+    epsilon: float = 1e-5
     kind: ClassVar[str] = "batch norm"
 
     @property
@@ -133,9 +144,10 @@ class BatchNorm(_Normalisation):
 
     def statistics(self, h: Float[Array, "batch *shape"]) -> tuple[Float[Array, " channel"], Float[Array, " channel"]]:
         """Returns each channel's mean and 1 / deviation."""
-        return self._together(jnp.mean, h, 1).ravel(), self._normalised(h)[1].ravel()
+        return self.together(jnp.mean, h).ravel(), self._normalised(h)[1].ravel()
 
-    def _together(self, reduce: Any, h: Array, leading: int) -> Array:
+    def together(self, reduce: Any, h: Array, leading: int = 1) -> Array:
+        """Returns what `reduce` makes of each channel."""
         axes = tuple(range(leading - 1, h.ndim - 1))
         if prod(h.shape[axis] for axis in axes) < 2:
             raise ValueError(
@@ -145,19 +157,22 @@ class BatchNorm(_Normalisation):
         return reduce(h, axis=axes, keepdims=True)
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class GroupNorm(_Normalisation):
     """Group normalisation: each example's channels in `groups` of neighbours, normalised over pixels and channels.
 
     Raises `ValueError` where the groups do not divide the channels.
     """
 
-    groups: int = field()
+    groups: int
+    activation: Any = "identity"
+    _: KW_ONLY
+    epsilon: float = 1e-5
     kind: ClassVar[str] = "group norm"
 
-    def __init__(self, groups: int, activation: Any = "identity", *, epsilon: float = 1e-5):
-        super().__init__(activation, epsilon=epsilon)
-        object.__setattr__(self, "groups", positive_integer("groups", groups))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(groups=positive_integer("groups", self.groups))
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `shape`; raises `ValueError` where the groups do not divide its channels."""
@@ -168,13 +183,14 @@ class GroupNorm(_Normalisation):
             )
         return shape
 
-    def _together(self, reduce: Any, h: Array, leading: int) -> Array:
+    def together(self, reduce: Any, h: Array, leading: int = 1) -> Array:
+        """Returns what `reduce` makes of each example's groups of channels."""
         split = h.reshape(*h.shape[:leading], -1, self.groups, h.shape[-1] // self.groups)
         reduced = reduce(split, axis=(leading, leading + 2), keepdims=True)
         return jnp.broadcast_to(reduced, split.shape).reshape(h.shape)
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class LayerNorm(GroupNorm):
     """Layer normalisation: each example's channels and pixels, all together.
 
@@ -183,41 +199,39 @@ class LayerNorm(GroupNorm):
     Array([[-1.,  1.]], dtype=float32)
     """
 
+    groups: int = field(default=1, init=False)
     kind: ClassVar[str] = "layer norm"
 
-    def __init__(self, activation: Any = "identity", *, epsilon: float = 1e-5):
-        super().__init__(1, activation, epsilon=epsilon)
 
-
-@dataclass(frozen=True, init=False)
-class ChannelScale(Activated):
+@dataclass(frozen=True)
+class ChannelScale(_Scaled):
     """`f(scale * h + shift)` with one scale and shift per channel: what a `BatchNorm` with fixed statistics is."""
 
-    activation: Activation = field()
+    activation: Any = "identity"
     kind: ClassVar[str] = "channel scale"
-
-    def __init__(self, activation: Any = "identity"):
-        object.__setattr__(self, "activation", activations.resolve(activation))
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Returns `shape`."""
-        return shape
-
-    def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
-        """Returns `{"scale": ones, "shift": zeros}`, one entry per channel."""
-        return {"scale": jnp.ones(shape[-1]), "shift": jnp.zeros(shape[-1])}
 
     def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         """Returns `s = scale * h + shift`."""
         return _affine(params, h)
 
-    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"], shape: Shape) -> Array:
-        """Returns `scale * v`."""
-        return v * _per_channel(params["scale"], v)
+    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *shape"]) -> Linearized:
+        """Returns the scales with this slope."""
+        return Diagonal(self.kept(slope))
 
-    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns `scale * v`."""
-        return v * _per_channel(params["scale"], v)
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Standardised(Linearized):
+    """Of a layer whose weights are standardised: what the layer's own makes of such weights."""
+
+    inner: Any
+    layer: Any = field(metadata=STATIC)
+
+    def pull(self, params: Params, v: Float[Array, "direction batch *output"]) -> Array:
+        return self.inner.pull(self.layer.standardised(params), v)
+
+    def push(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
+        return self.inner.push(self.layer.standardised(params), v)
 
 
 @dataclass(frozen=True)
@@ -241,7 +255,7 @@ class WeightStandardised(Layer):
     def __post_init__(self) -> None:
         if not isinstance(self.layer, Dense | Conv):
             raise TypeError(f"layer={self.layer!r} is a {type(self.layer).__name__}; accepted is a Dense or a Conv.")
-        object.__setattr__(self, "gain", positive_number("gain", self.gain))
+        self._set(gain=positive_number("gain", self.gain))
 
     @property
     def activation(self) -> Activation:
@@ -280,31 +294,20 @@ class WeightStandardised(Layer):
         """Returns its pre-activation."""
         return self.layer.preactivation(self.standardised(params), h)
 
-    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Saved]:
-        """Returns what the layer does."""
-        return self.layer.linearize(self.standardised(params), h)
+    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
+        """Returns what the layer does with standardised weights."""
+        output, point = self.layer.linearize(self.standardised(params), h)
+        return output, self._wrapped(point)
 
     def linearize_scaled(
         self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Saved]:
-        """Returns what the layer does."""
-        return self.layer.linearize_scaled(self.standardised(params), h, exponent)
+    ) -> tuple[Array, Array, Linearized]:
+        """Returns what the layer does with standardised weights."""
+        output, exponent, point = self.layer.linearize_scaled(self.standardised(params), h, exponent)
+        return output, exponent, self._wrapped(point)
 
-    def in_range(self, output: Float[Array, "batch *output"]) -> Array | None:
-        """Returns what the layer does."""
-        return self.layer.in_range(output)
-
-    def through_activation(self, saved: Saved, v: Float[Array, "direction batch *output"]) -> Array:
-        """Returns what the layer does."""
-        return self.layer.through_activation(saved, v)
-
-    def pull(self, params: Params, saved: Saved, v: Float[Array, "direction batch *output"], shape: Shape) -> Array:
-        """Returns what the layer does, with standardised weights."""
-        return self.layer.pull(self.standardised(params), saved, v, shape)
-
-    def push(self, params: Params, saved: Saved, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns what the layer does, with standardised weights."""
-        return self.layer.push(self.standardised(params), saved, v)
+    def _wrapped(self, point: Linearized) -> Linearized:
+        return _Standardised(point.slope, replace(point, slope=None), self)
 
 
 def at_inference(
@@ -335,7 +338,7 @@ def at_inference(
 def _fixed(layer: Layer) -> Layer:
     if isinstance(layer, BatchNorm):
         return ChannelScale(layer.activation)
-    return layer.with_body([_fixed(inner) for inner in layer.body]) if isinstance(layer, Block) else layer
+    return replace(layer, body=[_fixed(inner) for inner in layer.body]) if isinstance(layer, Block) else layer
 
 
 def _fixed_params(layer: Layer, params: Params, h: Array) -> Params:
@@ -354,9 +357,4 @@ def _fixed_params(layer: Layer, params: Params, h: Array) -> Params:
 
 
 def _affine(params: Params, h: Array) -> Array:
-    return h * _per_channel(params["scale"], h) + _per_channel(params["shift"], h)
-
-
-def _per_channel(values: Array, like: Array) -> Array:
-    """`values` with the axes of `like`, for nothing is broadcast by itself here."""
-    return values.reshape(*[1] * (like.ndim - 1), -1)
+    return h * per_channel(params["scale"], h) + per_channel(params["shift"], h)

@@ -1,8 +1,5 @@
 r"""What theory says of convolutions, and the networks that test it.
 
-- `LocallyConnected`: a convolution without weight sharing, a kernel of its own at every position. With `untied` the
-  parameters of a convolution become those of the locally connected layer that computes the same, whose gradients are
-  the terms that the convolution's gradient is the sum of.
 - `border_factor`, `border_share`: what zero padding leaves of the mean square of a gradient.
 - `depth_scales`: over how many layers a random network forgets its input (Schoenholz et al. 2017).
 - `wave_walk`: what a shared kernel's chance fluctuations do to a typical gradient.
@@ -18,28 +15,27 @@ r"""What theory says of convolutions, and the networks that test it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from math import inf, log
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 from scipy.special import logsumexp
 
 from gradcourse._checks import known_name, positive_integer
-from gradcourse.nn import activations, initializers
+from gradcourse.nn import activations
+from gradcourse.nn.convolutions import Conv
 from gradcourse.nn.initializers import Initializer, gaussian
-from gradcourse.nn.layers import Affine, Conv, Dense, Flatten, Layer
-from gradcourse.nn.network import Network, Params, sequential
+from gradcourse.nn.layers import Dense, Flatten, Layer
+from gradcourse.nn.network import Network, joined, sequential
 from gradcourse.theory import meanfield
 
 __all__ = [
     "DepthScales",
-    "LocallyConnected",
     "border_factor",
     "border_share",
     "critical_scheme",
@@ -48,101 +44,9 @@ __all__ = [
     "gain_variance",
     "measured_gain_variance",
     "product_quantiles",
-    "untied",
     "vanilla_cnn",
     "wave_walk",
 ]
-
-# ---- A convolution without weight sharing
-
-
-@dataclass(frozen=True, init=False)
-class LocallyConnected(Affine):
-    """`f(kernel_p * h + bias)` with a kernel of its own at every position `p`, and the borders wrapped round.
-
-    Weight `(height, width, kernel_size ** 2 * in, out)`; a unit sees as many inputs as a convolution's, and the
-    `Initializer` draws every position's kernel as that of a convolution.
-
-    >>> layer = LocallyConnected(8, "tanh")
-    >>> layer.init((4, 4, 3), key=jax.random.key(0))["weight"].shape
-    (4, 4, 27, 8)
-    """
-
-    channels: int = field()
-    kernel_size: int = field()
-    kind: ClassVar[str] = "locally connected"
-
-    def __init__(
-        self,
-        channels: int,
-        activation: Any = "identity",
-        *,
-        kernel_size: int = 3,
-        init: str | Initializer = "glorot_uniform",
-    ):
-        fields = {
-            "channels": positive_integer("channels", channels),
-            "activation": activations.resolve(activation),
-            "kernel_size": positive_integer("kernel_size", kernel_size),
-            "init_scheme": initializers.resolve(init),
-        }
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns `(height, width, channels)`."""
-        if len(shape) != 3:
-            raise ValueError(f"LocallyConnected got an input of shape {shape}; accepted are (height, width, channel).")
-        return (*shape[:2], self.channels)
-
-    def init(self, shape: tuple[int, ...], *, key: PRNGKeyArray) -> dict[str, Any]:
-        """Returns `{"weight", "bias"}`, every position's kernel drawn from the layer's scheme."""
-        height, width, channels = shape
-        weight_key, bias_key = jax.random.split(key)
-        kernel = (self.kernel_size, self.kernel_size, channels, self.channels)
-        draw = jax.vmap(lambda key: self.init_scheme.weights(kernel, key=key))
-        weight = draw(jax.random.split(weight_key, height * width)).reshape(height, width, -1, self.channels)
-        return {"weight": weight, "bias": self.init_scheme.biases((self.channels,), key=bias_key)}
-
-    def linear(self, weight: Array, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
-        """Returns every window times the kernel of its position."""
-        before = (self.kernel_size - 1) // 2
-        reach = (before, self.kernel_size - 1 - before)
-        padded = jnp.pad(h, ((0, 0), reach, reach, (0, 0)), mode="wrap")
-        height, width = h.shape[1:3]
-        windows = [
-            padded[:, row : row + height, column : column + width]
-            for row in range(self.kernel_size)
-            for column in range(self.kernel_size)
-        ]
-        return jnp.einsum("bhwi,hwio->bhwo", jnp.concatenate(windows, axis=-1), weight, precision="highest")
-
-    def transpose(self, weight: Array, v: Float[Array, "batch *output"], shape: tuple[int, ...]) -> Array:
-        """Returns the transposed linear map of `v`."""
-        like = jax.ShapeDtypeStruct((len(v), *shape), v.dtype)
-        (pulled,) = jax.linear_transpose(lambda h: self.linear(weight, h), like)(v)
-        return pulled
-
-
-def untied(network: Network, params: Params) -> Params:
-    """Returns the parameters of the network that has `LocallyConnected` layers in place of wrapped `Conv` ones.
-
-    Both compute the same, for each position's kernel is a copy of the shared one. Raises `ValueError` for convolutions
-    with strides or without wrapped borders.
-    """
-    loose = []
-    for stage, stage_params in zip(network.stages, params, strict=True):
-        layer = stage.layer
-        if isinstance(layer, Conv):
-            if (layer.stride, layer.padding) != (1, "CIRCULAR"):
-                raise ValueError(f"network has the layer {layer!r}; accepted are stride=1 and padding='CIRCULAR'.")
-            kernel = stage_params["weight"]
-            window = kernel.reshape(len(kernel), 1, 1, -1, layer.channels)
-            shape = (len(kernel), *stage.shape[:2], *window.shape[3:])
-            stage_params = stage_params | {"weight": jnp.broadcast_to(window, shape)}
-        loose.append(stage_params)
-    return tuple(loose)
-
 
 # ---- Zero padding
 
@@ -358,15 +262,14 @@ def measured_gain_variance(network: Network, params: Any, x: Float[Array, "1 *sh
 
     def step(layer: Layer, p: Any, carry: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
         h, v = carry
-        h, saved = layer.linearize(p, h)
-        v = layer.through_activation(saved, layer.push(p, saved, v))
+        h, point = layer.linearize(p, h)
+        v = point.times_slope(point.push(p, v))
         rows = v.reshape(size, -1)
         squares = jnp.matmul(rows, rows.T, precision=lax.Precision.HIGHEST)
         mean = jnp.trace(squares) / size
         return (h, v), jnp.sum(jnp.square(squares)) / size / jnp.square(mean) - 1
 
-    _, stages = network.scan(step, params, (x, basis))
-    return jnp.concatenate(stages)
+    return joined(network.scan(step, params, (x, basis))[1])
 
 
 # ---- Ten thousand plain layers
@@ -413,8 +316,8 @@ def vanilla_cnn(depth: int, init: str, *, channels: int = 16, sigma_b2: float = 
     10003
     """
     q = critical_variance(sigma_b2=sigma_b2)
-    first = Conv(channels, "tanh", stride=2, init=gaussian(1.0))
+    first = Conv(channels, "tanh", stride=2, initializer=gaussian(1.0))
     scheme = critical_scheme(init, sigma_b2=sigma_b2)
-    layer = Conv(channels, "tanh", padding="CIRCULAR", init=scheme)
-    readout = Dense(10, init=gaussian(q**-0.5))
+    layer = Conv(channels, "tanh", padding="CIRCULAR", initializer=scheme)
+    readout = Dense(10, initializer=gaussian(q**-0.5))
     return sequential((8, 8, 1), [first, *[layer] * positive_integer("depth", depth), Flatten(), readout])

@@ -29,13 +29,14 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 from numpy.typing import NDArray
 
 from gradcourse._checks import measurable_input, positive_number
 from gradcourse.nn.activations import ACTIVATIONS, Activation, resolve
-from gradcourse.nn.layers import Conv, Dense, Flatten
-from gradcourse.nn.network import Network, Stage
+from gradcourse.nn.layers import Layer
+from gradcourse.nn.network import Network, Stage, joined
 from gradcourse.profile import Profile
 
 __all__ = [
@@ -282,7 +283,7 @@ def layer_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"]) 
 
 def _check(network: Network, x: Any) -> Array:
     for stage in network.stages:
-        if not isinstance(stage.layer, Dense | Conv | Flatten):
+        if stage.layer.mean_square_map(stage.shape) is None:
             raise TypeError(
                 f"network has a {stage.layer.kind} layer, for which there is no prediction; accepted are dense, conv "
                 "and flatten layers. Measure it with gradcourse.measure.jacobians."
@@ -291,15 +292,10 @@ def _check(network: Network, x: Any) -> Array:
 
 
 def _mean_square_map(stage: Stage) -> Callable[[Array], Array]:
-    """The stage's map A."""
-    layer: Any = stage.layer
-    if isinstance(layer, Flatten):
-        return lambda m: m.reshape(len(m), -1).mean(axis=1, keepdims=True)
-    moment = layer.init_scheme.second_moment(layer.weight_shape(stage.shape)) * stage.shape[-1]
-    if isinstance(layer, Dense):
-        return lambda m: moment * m
-    kernel = jnp.asarray(moment)[..., None, None]
-    return lambda m: layer.linear(kernel, m)
+    """The stage's map A, which `_check` has found to exist."""
+    found = stage.layer.mean_square_map(stage.shape)
+    assert found is not None
+    return found
 
 
 def _pixels(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -313,10 +309,12 @@ def _walk(network: Network, x: Array) -> list[tuple[Array, Array]]:
     for stage in network.stages:
         forward = _mean_square_map(stage)
         activation = stage.layer.activation or ACTIVATIONS["identity"]
-        sigma_b = stage.layer.init_scheme.sigma_b if hasattr(stage.layer, "init_scheme") else 0.0
+        sigma_b2 = stage.layer.bias_variance
 
-        def step(m: Array, _: Any, forward: Any = forward, activation: Any = activation, sigma_b: Any = sigma_b) -> Any:
-            q = forward(m) + sigma_b**2
+        def step(
+            m: Array, _: Any, forward: Any = forward, activation: Any = activation, sigma_b2: Any = sigma_b2
+        ) -> Any:
+            q = forward(m) + sigma_b2
             m, slope2 = _moments(activation, q)
             return m, (q, slope2)
 
@@ -330,17 +328,16 @@ def _backward(network: Network, x: Array) -> Array:
     """The log of the squared norms, `(layer, batch)`."""
     size = network.output_shape[-1]
     carry = jnp.full((len(x), *_pixels(network.output_shape)), float(size)), jnp.zeros(len(x))
-    results = []
-    for stage, (_, slope2) in reversed(list(zip(network.stages, _walk(network, x), strict=True))):
+    trees = []
+    for stage, (_, slope2) in zip(network.stages, _walk(network, x), strict=True):
         like = jax.ShapeDtypeStruct((len(x), *_pixels(stage.shape)), jnp.float64)
-        backward = jax.linear_transpose(_mean_square_map(stage), like)
+        trees.append((slope2, Partial(jax.linear_transpose(_mean_square_map(stage), like))))
 
-        def step(carry: Any, slope2: Array, backward: Any = backward) -> Any:
-            return _log_total(backward(slope2 * carry[0])[0], carry[1])
+    def step(layer: Layer, one: Any, carry: Any) -> Any:
+        slope2, backward = one
+        return _log_total(backward(slope2 * carry[0])[0], carry[1])
 
-        carry, result = stage.scan(step, carry, slope2, reverse=True)
-        results.append(result)
-    return jnp.concatenate(results[::-1])
+    return network.scan_back(step, trees, carry)[1]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -357,7 +354,7 @@ def _forward(network: Network, x: Array) -> Array:
 
         carry, result = stage.scan(step, carry, slope2)
         results.append(result)
-    return jnp.concatenate(results)
+    return joined(results)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -368,7 +365,7 @@ def _single(network: Network, x: Array) -> Array:
         rows = _mean_square_map(stage)(jnp.ones((len(x), *_pixels(stage.shape))))
         squares = stage.layer.output_shape(stage.shape)[-1] * slope2 * rows[None]
         results.append(jnp.log(squares.reshape(*squares.shape[:2], -1).sum(axis=2)))
-    return jnp.concatenate(results)
+    return joined(results)
 
 
 def _log_total(energy: Array, log_scale: Array) -> tuple[tuple[Array, Array], Array]:

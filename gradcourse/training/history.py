@@ -17,7 +17,7 @@ from gradcourse._logdomain import times_power
 from gradcourse.measure.gradients import layer_squares, layers_with, update_to_weight_ratios
 from gradcourse.measure.statistics import UnitStatistics, statistics_of
 from gradcourse.nn.layers import Layer
-from gradcourse.nn.network import Network, Params
+from gradcourse.nn.network import Network, Params, joined
 from gradcourse.probes import RescalingProbe, exponents, profile, rescale
 from gradcourse.profile import Profile
 from gradcourse.training.runs import NEVER
@@ -116,14 +116,14 @@ def observe(
     """
     differentiated = jax.value_and_grad(_loss, argnums=(1, 2), has_aux=True)
     (loss, logits), (gradient, found) = differentiated(network, params, _probes(network, x.dtype), x, y, present)
-    chain = jax.tree.map(lambda *stages: jnp.concatenate(stages), *found)
+    chain = joined(found)
     everywhere = profile(chain, (*network.layer_names, "output"), quantity="gradient of the loss at each layer's input")
     at_inputs = jax.tree.map(lambda leaf: leaf[:-1], everywhere)
     # Not of the mean over examples, but of one example's loss.
     activation = replace(at_inputs, fraction=at_inputs.fraction + jnp.log2(len(x)) / 2, layers=network.layer_names)
     # What lies before a probe has a gradient divided by the powers of two from there on.
     powers = exponents(chain)[1:]
-    layers, squared = layers_with(network, params, "all"), layer_squares(network, "all", gradient)
+    layers, squared = layers_with(network, params, "all"), layer_squares(gradient)
     powers_there = powers[np.array([name in layers for name in network.layer_names])]
     parameter = Profile(
         powers_there + squared.exponent,
@@ -134,7 +134,7 @@ def observe(
     )
     updates, _ = optimizer.update(_times_powers(network, gradient, powers), optimizer_state, params)
     ratios = update_to_weight_ratios(network, params, updates)
-    overflown = jnp.isnan(layer_squares(network, "all", updates).square)
+    overflown = jnp.isnan(layer_squares(updates).square)
     seen = {
         "activation_gradient": activation,
         "parameter_gradient": parameter,
@@ -198,10 +198,9 @@ def _unless_absent(output: Array, h: Array, there: Array | None) -> Array:
 
 def _times_powers(network: Network, gradient: Params, powers: Int[Array, " layer"]) -> Params:
     """The gradient as it is without rescaling, underflow included: what an optimiser is given."""
-    starts = np.cumsum([stage.repeats for stage in network.stages])[:-1]
     return tuple(
         jax.tree.map(lambda leaf, power=power: times_power(leaf, power), stage)
-        for stage, power in zip(gradient, jnp.split(powers, starts), strict=True)
+        for stage, power in zip(gradient, network.parted(powers), strict=True)
     )
 
 

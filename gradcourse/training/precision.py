@@ -28,7 +28,8 @@ from scipy.stats import norm
 
 from gradcourse._checks import known_name, positive_integer, positive_number
 from gradcourse.measure.gradients import layer_squares, layers_with
-from gradcourse.nn.layers import Conv, Dense, Layer
+from gradcourse.nn.convolutions import Conv
+from gradcourse.nn.layers import Dense, Layer
 from gradcourse.nn.network import Network, Params, Stage
 from gradcourse.profile import Profile
 from gradcourse.training.loop import Data, accuracy, checked_every, checked_rate, cross_entropy
@@ -162,7 +163,7 @@ def _gradient_in(network: Network, dtype: Any, part: str, params: Params, x: Arr
     overflowed = _per_layer(network, part, gradient, lambda entries: jnp.mean(~jnp.isfinite(entries), axis=1))
     largest = _per_layer(network, part, gradient, lambda entries: jnp.max(jnp.abs(entries), axis=1))
     scale_exponent = jnp.frexp(scale)[1]
-    exponent, square = layer_squares(network, part, gradient)
+    exponent, square = layer_squares(gradient, part)
     square = square / jnp.square(jnp.ldexp(scale, -scale_exponent))
     return (exponent - scale_exponent, square), largest, zero, overflowed
 
@@ -380,37 +381,24 @@ def round_stochastically(values: Float[Array, "*shape"], dtype: Any, *, key: PRN
 # ---- Products with rounded factors
 
 
-def _rounded(values: Array, mantissa: int) -> Array:
-    return lax.reduce_precision(values, exponent_bits=8, mantissa_bits=mantissa)
-
-
 class _Reduced:
     """Rounds both factors of every product; the sums keep the precision they have."""
 
     mantissa: int
 
-    def linear(self, weight: Array, h: Array) -> Array:
-        """Returns the layer's linear map with rounded weights, of a rounded input."""
-        return super().linear(_rounded(weight, self.mantissa), _rounded(h, self.mantissa))  # type: ignore[misc]
-
-    def transpose(self, weight: Array, v: Array, shape: tuple[int, ...]) -> Array:
-        """Returns the transposed map, in the same way."""
-        rounded = _rounded(weight, self.mantissa), _rounded(v, self.mantissa)
-        return super().transpose(*rounded, shape)  # type: ignore[misc]
+    def factor(self, values: Array) -> Array:
+        """Returns the values rounded."""
+        return lax.reduce_precision(values, exponent_bits=8, mantissa_bits=self.mantissa)
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, kw_only=True)
 class _ReducedDense(_Reduced, Dense):
     mantissa: int
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, kw_only=True)
 class _ReducedConv(_Reduced, Conv):
     mantissa: int
-
-    def apply(self, params: Any, h: Array) -> Array:
-        """Returns `f(s)`; the windows of `Conv.apply` would not be rounded."""
-        return self.activation(self.preactivation(params, h))
 
 
 def with_reduced_products(network: Network, products: str | int) -> Network:
@@ -438,10 +426,8 @@ def _reduced(stage: Stage, mantissa: int) -> Layer:
         if jax.tree.leaves(jax.eval_shape(lambda: layer.init(stage.shape, key=jax.random.key(0)))):
             raise TypeError(f"network has a layer of kind {layer.kind!r}; accepted here are dense and conv as weights.")
         return layer
-    new = object.__new__(_ReducedDense if isinstance(layer, Dense) else _ReducedConv)
-    for name, value in {**vars(layer), "mantissa": mantissa}.items():
-        object.__setattr__(new, name, value)
-    return new
+    reduced = _ReducedDense if isinstance(layer, Dense) else _ReducedConv
+    return reduced(**vars(layer), mantissa=mantissa)
 
 
 def entry_error(mantissa: int) -> float:

@@ -132,9 +132,9 @@ def test_on_a_network_of_ours_it_agrees_with_the_engine_and_with_its_own_tracing
     by_parameters = gc.parameter_gradient_norms(network, params, x, Y)
     for name, norm in zip(by_parameters.layers, by_parameters.log10_norm, strict=True):
         assert report[name].log10_parameter_gradient == pytest.approx(norm, abs=1e-5)
-    ratios = gc.measure.sgd_update_to_weight_ratios(network, params, x, Y, 0.1)
-    for name, ratio in zip(ratios.layers, 10**ratios.log10_norm, strict=True):
-        assert report[name].update_to_weight == pytest.approx(ratio, rel=1e-4)
+    sizes = [np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in p.values())) for _, p in network.layers(params) if p]
+    for name, norm, size in zip(by_parameters.layers, by_parameters.log10_norm, sizes, strict=True):
+        assert report[name].update_to_weight == pytest.approx(0.1 * 10**norm / size, rel=1e-4)
     statistics = gc.measure.unit_statistics(network, params, x)
     np.testing.assert_allclose(report.of("mean"), statistics.mean, atol=1e-6)
     # The same network as a plain function: found by tracing, measured by autodiff.

@@ -21,7 +21,8 @@ from gradcourse.measure.singular_values import backward_singular_values
 from gradcourse.measure.statistics import unit_statistics
 from gradcourse.nn.activations import Activation
 from gradcourse.nn.blocks import Residual
-from gradcourse.nn.layers import Conv, Dense, Flatten, MaxPool
+from gradcourse.nn.convolutions import Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import mlp, sequential
 
 MEASURES = {"backward": backward_jacobian_norms, "forward": forward_jacobian_norms, "layer": layer_jacobian_norms}

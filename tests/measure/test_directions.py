@@ -13,7 +13,8 @@ import reference
 
 from gradcourse.measure.directions import Directions, checked_directions
 from gradcourse.measure.jacobians import backward_jacobian_norms, forward_jacobian_norms, layer_jacobian_norms
-from gradcourse.nn.layers import Conv, Dense, MaxPool
+from gradcourse.nn.convolutions import Conv, MaxPool
+from gradcourse.nn.layers import Dense
 from gradcourse.nn.network import mlp, sequential
 
 SWEEPS = {"backward": backward_jacobian_norms, "forward": forward_jacobian_norms}

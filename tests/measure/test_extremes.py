@@ -10,7 +10,8 @@ import reference
 
 from gradcourse.measure.extremes import golub_kahan, layer_extremes
 from gradcourse.nn.blocks import Residual
-from gradcourse.nn.layers import AvgPool, Conv, Dense, Flatten, MaxPool
+from gradcourse.nn.convolutions import AvgPool, Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import mlp, sequential
 
 KEY = jax.random.key(7)

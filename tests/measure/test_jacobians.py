@@ -20,7 +20,8 @@ from gradcourse.measure.jacobians import (
     log_gain_split,
 )
 from gradcourse.nn.activations import ACTIVATIONS
-from gradcourse.nn.layers import AvgPool, Conv, Dense, Flatten, MaxPool
+from gradcourse.nn.convolutions import AvgPool, Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import mlp, sequential
 
 MEASURES = {"backward": backward_jacobian_norms, "forward": forward_jacobian_norms, "layer": layer_jacobian_norms}
@@ -137,7 +138,7 @@ def test_jit_equals_eager(measure):
 
 @every_measure
 def test_scanned_equals_unrolled(measure):
-    @dataclass(frozen=True, init=False)
+    @dataclass(frozen=True)
     class OtherDense(Dense):
         """Computes the same and equals no `Dense`, so that neighbours do not share a stage."""
 

@@ -11,7 +11,8 @@ from gradcourse.measure.directions import Directions
 from gradcourse.measure.jacobians import backward_jacobian_norms, forward_jacobian_norms, layer_jacobian_norms
 from gradcourse.measure.memory import Blocks, in_blocks, plan_blocks
 from gradcourse.nn.blocks import Residual
-from gradcourse.nn.layers import Conv, Dense, Flatten, MaxPool
+from gradcourse.nn.convolutions import Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import cnn, mlp, sequential
 
 MEASURES = {"backward": backward_jacobian_norms, "forward": forward_jacobian_norms, "layer": layer_jacobian_norms}

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 import reference
 
-from gradcourse.measure.jacobians import backward_jacobian_norms, forward_jacobian_norms, layer_jacobian_norms
+from gradcourse.measure.jacobians import backward_jacobian_norms, layer_jacobian_norms
 from gradcourse.measure.singular_values import (
     SUMMARIES,
     backward_singular_values,
-    forward_singular_values,
     layer_singular_values,
     summary,
 )
-from gradcourse.nn.layers import Conv, Dense, Flatten, MaxPool
+from gradcourse.nn.convolutions import Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import mlp, sequential
 from gradcourse.profile import Profile
 from gradcourse.training.sweeps import over_seeds
 
-MEASURES = {"backward": backward_singular_values, "forward": forward_singular_values, "layer": layer_singular_values}
-NORMS = {"backward": backward_jacobian_norms, "forward": forward_jacobian_norms, "layer": layer_jacobian_norms}
+MEASURES = {"backward": backward_singular_values, "layer": layer_singular_values}
+NORMS = {"backward": backward_jacobian_norms, "layer": layer_jacobian_norms}
 
 
 drawn = partial(reference.drawn, batch=2)
@@ -31,15 +31,13 @@ drawn = partial(reference.drawn, batch=2)
 
 def dense_singular_values(network, params, x):
     """Returns by name the log10 singular values, per example and layer, of products multiplied out in float64."""
-    result = {"backward": [], "forward": [], "layer": []}
+    result = {"backward": [], "layer": []}
     for pairs in reference.jacobians(network, params, x):
         layers = [slopes[:, None] * matrix for matrix, slopes in pairs]
-        back, forth = [layers[-1]], [layers[0]]
+        back = [layers[-1]]
         for matrix in layers[-2::-1]:
             back.append(back[-1] @ matrix)
-        for matrix in layers[1:]:
-            forth.append(matrix @ forth[-1])
-        for name, matrices in zip(result, (back[::-1], forth, layers), strict=True):
+        for name, matrices in zip(result, (back[::-1], layers), strict=True):
             result[name].append([np.linalg.svd(matrix, compute_uv=False) for matrix in matrices])
     return result
 
@@ -93,33 +91,29 @@ DEEP = {activation: mlp(6, [6] * 200, 4, activation=activation) for activation i
 @pytest.mark.parametrize("activation", DEEP)
 def test_deep_networks_are_right_in_float32_where_the_condition_number_is_beyond_it(activation):
     network, (params, x) = DEEP[activation], drawn(DEEP[activation], seed=1)
-    backward, forward = (measure(network, params, x).log10_norm for measure in list(MEASURES.values())[:2])
+    backward = backward_singular_values(network, params, x).log10_norm
     with mpmath.workdps(500):
         for example in range(len(x)):
             jacobians = exact_jacobians(network, params, x[example])
-            back = forth = mpmath.eye(4), mpmath.eye(6)
-            for count, (last, first) in enumerate(zip(reversed(jacobians), jacobians, strict=True), start=1):
-                back, forth = (back[0] * last, None), (None, first * forth[1])
+            back = mpmath.eye(4)
+            for count, last in enumerate(reversed(jacobians), start=1):
+                back = back * last
                 if count not in (2, 40, 100, 201):
                     continue
-                exact = exact_log10_singular_values(back[0])
+                exact = exact_log10_singular_values(back)
                 np.testing.assert_allclose(backward[example, :, -count], exact, rtol=0, atol=1e-4)
-                exact = exact_log10_singular_values(forth[1])
-                np.testing.assert_allclose(forward[example, : len(exact), count - 1], exact, rtol=0, atol=1e-4)
             assert np.ptp(exact) > 30  # a condition number of 1e30
             assert activation == "identity" or max(exact) < -100
-    np.testing.assert_allclose(backward[:, :, 0], forward[:, :4, -1], rtol=0, atol=1e-4)
 
 
 def test_their_squares_add_up_to_the_frobenius_norms():
     network, (params, x) = DEEP["sigmoid"], drawn(DEEP["sigmoid"], seed=1)
-    for name in ("backward", "forward"):
-        values = MEASURES[name](network, params, x)
-        for average in (True, False):
-            frobenius = summary(values, "frobenius", average=average)
-            norms = NORMS[name](network, params, x, average=average)
-            np.testing.assert_allclose(frobenius.log10_norm, norms.log10_norm, rtol=0, atol=1e-4)
-            np.testing.assert_allclose(frobenius.standard_error, norms.standard_error, rtol=0, atol=1e-5)
+    values = backward_singular_values(network, params, x)
+    for average in (True, False):
+        frobenius = summary(values, "frobenius", average=average)
+        norms = backward_jacobian_norms(network, params, x, average=average)
+        np.testing.assert_allclose(frobenius.log10_norm, norms.log10_norm, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(frobenius.standard_error, norms.standard_error, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -154,15 +148,14 @@ def test_a_thousand_orthogonal_layers_keep_all_singular_values_at_one():
     np.testing.assert_allclose(logs, 0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["backward", "forward"])
-def test_a_thousand_diagonal_layers_have_a_closed_form(name):
+def test_a_thousand_diagonal_layers_have_a_closed_form():
     diagonals = np.random.default_rng(0).uniform([0.001, 0.1, 0.9, 1], [0.01, 1, 1, 3], (1000, 4)).astype(np.float32)
     params = linear(diagonals[:, :, None] * np.eye(4))
     logs = np.log10(diagonals.astype(np.float64))
-    products = np.cumsum(logs[::-1], axis=0)[::-1] if name == "backward" else np.cumsum(logs, axis=0)
+    products = np.cumsum(logs[::-1], axis=0)[::-1]
     assert products.min() < -2000
     assert products.max() > 200
-    measured = MEASURES[name](LINEAR, params, POINT).log10_norm[0]
+    measured = backward_singular_values(LINEAR, params, POINT).log10_norm[0]
     np.testing.assert_allclose(measured, -np.sort(-products.T, axis=0), rtol=0, atol=2e-4)
 
 
@@ -196,7 +189,7 @@ def test_a_readout_scaled_by_a_power_of_two_shifts_all_exponents_alone():
 
 
 def test_delta_orthogonal_convolutions_keep_all_singular_values_at_one():
-    layers = [Conv(2, "identity", padding="CIRCULAR", init="delta_orthogonal")] * 3
+    layers = [Conv(2, "identity", padding="CIRCULAR", initializer="delta_orthogonal")] * 3
     network = sequential((3, 3, 2), layers)
     params = network.init(key=jax.random.key(0))
     for measure in MEASURES.values():

@@ -7,8 +7,9 @@ import pytest
 
 from gradcourse.measure.statistics import silent_units, unit_statistics
 from gradcourse.nn.blocks import Residual
+from gradcourse.nn.convolutions import Conv, MaxPool
 from gradcourse.nn.initializers import gaussian
-from gradcourse.nn.layers import Conv, Dense, Flatten, MaxPool
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import mlp, sequential
 from gradcourse.theory.meanfield import mean_square_slope, preactivation_variances
 
@@ -32,7 +33,7 @@ def test_dense_statistics_are_those_of_numpy() -> None:
 
 
 def test_a_convolution_counts_every_pixel_and_a_flatten_has_no_slope() -> None:
-    network = sequential((5, 5, 1), [Conv(3, "relu", init="he_normal"), Flatten(), Dense(2)])
+    network = sequential((5, 5, 1), [Conv(3, "relu", initializer="he_normal"), Flatten(), Dense(2)])
     x = jax.random.normal(jax.random.key(1), (4, 5, 5, 1))
     found = unit_statistics(network, network.init(key=jax.random.key(0)), x)
     assert 0.3 < found.saturated[0] < 0.7  # the silent half of a rectifier

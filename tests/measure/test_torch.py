@@ -14,7 +14,8 @@ from gradcourse.measure.gradients import parameter_gradient_norms
 from gradcourse.measure.jacobians import backward_jacobian_norms, forward_jacobian_norms, layer_jacobian_norms
 from gradcourse.nn.activations import ACTIVATIONS
 from gradcourse.nn.blocks import Block, Residual
-from gradcourse.nn.layers import AvgPool, Conv, Dense, Flatten, MaxPool, Pointwise
+from gradcourse.nn.convolutions import AvgPool, Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten, Pointwise
 from gradcourse.nn.network import mlp, sequential
 from gradcourse.nn.normalisation import BatchNorm, ChannelScale, GroupNorm, LayerNorm, WeightStandardised
 

@@ -12,12 +12,6 @@ TAIL = np.geomspace(8, 40, 50)
 GRID = np.concatenate([-TAIL[::-1], np.linspace(-8, 8, 1600), TAIL])  # steps over 0 and the kinks at -1 and 1
 
 
-def test_the_catalogue_holds_the_courses_activations():
-    wanted = "identity sigmoid tanh softsign relu leaky_relu elu selu gelu silu softplus erf hard_tanh"
-    assert set(ACTIVATIONS) == set(wanted.split())
-    assert all(name == activation.name for name, activation in ACTIVATIONS.items())
-
-
 @everyone
 def test_the_slope_is_the_derivative(name):
     activation = ACTIVATIONS[name]
@@ -49,10 +43,20 @@ def test_what_is_not_a_number_is_not_a_slope(name):
     assert np.isnan(ACTIVATIONS[name].slope(np.nan)) or name == "identity"
 
 
-def test_where_activations_are_linear():
-    assert {name for name, one in ACTIVATIONS.items() if not one.linear_at_zero} == {"sigmoid", "softplus"}
-    assert {name for name, one in ACTIVATIONS.items() if one.kinked_at_zero} == {"relu", "leaky_relu", "selu"}
-    assert not resolve(jnp.square).linear_at_zero
+@everyone
+def test_the_class_that_is_declared_is_the_functions_own(name):
+    """`f(s)` is `s f'(s)` next to 0, or everywhere; and the slope jumps at 0."""
+    activation = ACTIVATIONS[name]
+    near, far = np.float32([-1e-10, -1e-20, 0, 1e-20, 1e-10]), np.float32([-1e30, -1, 1, 1e30])
+
+    def is_linear(s):
+        value, straight = np.asarray(activation(s)), s * np.asarray(activation.slope(s))
+        return bool((np.abs(value - straight) <= 1e-3 * np.abs(value)).all())
+
+    assert activation.linear_at_zero == is_linear(near)
+    assert activation.homogeneous == (is_linear(near) and is_linear(far))
+    below, above = activation.slope(np.float32([-1e-10, 1e-10]))
+    assert activation.kinked_at_zero == (not np.isclose(below, above, rtol=1e-3))
 
 
 @everyone
@@ -89,6 +93,7 @@ def test_a_function_of_your_own_is_differentiated():
     activation = resolve(cube)
     assert activation.name == "cube"
     assert np.isnan(activation.derivative_bound)
+    assert (activation.linear_at_zero, activation.homogeneous, activation.kinked_at_zero) == (False, False, True)
     np.testing.assert_allclose(activation.slope(np.float32([1, 2])), [3, 12], rtol=1e-6)
 
 

@@ -11,11 +11,12 @@ import reference
 from gradcourse.measure.gradients import parameter_gradient_norms
 from gradcourse.measure.jacobians import backward_jacobian_norms, forward_jacobian_norms, layer_jacobian_norms
 from gradcourse.nn.blocks import Residual
+from gradcourse.nn.convolutions import AvgPool, Conv
 from gradcourse.nn.initializers import gaussian
-from gradcourse.nn.layers import AvgPool, Conv, Dense, Flatten, Layer
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import sequential
 
-BLOCK = Residual((Dense(7, "tanh", init="he_normal"), Dense(4, init="glorot_uniform")), scale=0.5)
+BLOCK = Residual((Dense(7, "tanh", initializer="he_normal"), Dense(4, initializer="glorot_uniform")), scale=0.5)
 IMAGES = Residual(Conv(2, "gelu", padding="CIRCULAR"), scale=2.0)
 NETWORK = sequential((3, 4, 2), [IMAGES, Conv(1, stride=2), Flatten(), *[BLOCK] * 3, Dense(3)])
 
@@ -38,16 +39,16 @@ def test_both_ways_agree_with_autodiff(layer, shape):
     params = layer.init(shape, key=jax.random.key(0))
     h = jax.random.normal(jax.random.key(1), (2, *shape))
     v = jax.random.normal(jax.random.key(2), (3, 2, *shape))
-    y, saved = layer.linearize(params, h)
+    y, point = layer.linearize(params, h)
     np.testing.assert_allclose(y, layer.apply(params, h), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(layer.pull(params, saved, v, shape), Layer.pull(layer, params, h, v, shape), atol=1e-5)
-    np.testing.assert_allclose(layer.push(params, saved, v), Layer.push(layer, params, h, v), atol=1e-5)
+    np.testing.assert_allclose(point.pull(params, v), reference.pulled(layer, params, h, v), atol=1e-5)
+    np.testing.assert_allclose(point.push(params, v), reference.pushed(layer, params, h, v), atol=1e-5)
 
 
 def test_a_linear_body_grows_as_theory_says():
     r"""$E\|J\|_F^2 = n (1 + \beta^2)$ per block for a body of weight variance $1/n$."""
     beta, depth = 0.3, 20
-    block = Residual(Dense(256, init=gaussian(1.0, 0.0)), scale=beta)
+    block = Residual(Dense(256, initializer=gaussian(1.0, 0.0)), scale=beta)
     network = sequential(256, [block] * depth)
     profile = forward_jacobian_norms(
         network,

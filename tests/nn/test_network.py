@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import reference
 
-from gradcourse.nn.layers import AvgPool, Conv, Dense, Flatten, Layer, MaxPool
-from gradcourse.nn.network import Network, Stage, cnn, mlp, sequential
+from gradcourse.nn.convolutions import AvgPool, Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten, Layer
+from gradcourse.nn.network import Network, Stage, cnn, joined, mlp, sequential
 
 DENSE = mlp(4, [5] * 6 + [3], 2, activation="tanh", init="glorot_normal")
 IMAGES = sequential(
@@ -81,11 +82,8 @@ print("drawn")
     assert done.stdout == "drawn\n", done.stderr
 
 
-def test_a_layer_of_your_own_needs_a_shape_and_a_formula():
+def test_a_layer_of_your_own_needs_a_formula():
     class Square(Layer):
-        def output_shape(self, shape):
-            return shape
-
         def apply(self, params, h):
             return h**2
 
@@ -130,3 +128,17 @@ def test_a_stage_of_one_layer_may_change_the_shape():
     assert carry.shape == (1, 2)
     assert results.shape == (1, 1, 3)
     assert Network((stage,)).depth == 1
+
+
+def test_a_scan_back_undoes_what_a_scan_has_done_and_results_are_in_the_layers_order():
+    network = mlp(3, [3] * 4 + [5], 2)
+    depths = network.parted(jnp.arange(6))
+    assert [depth.tolist() for depth in depths] == [[0, 1, 2, 3], [4], [5]]
+
+    def step(layer, depth, carry):
+        return 10 * carry + depth, carry
+
+    forward, collected = network.scan(step, depths, jnp.asarray(0))
+    assert (int(forward), joined(collected).tolist()) == (12345, [0, 0, 1, 12, 123, 1234])
+    back, seen = network.scan_back(step, depths, jnp.asarray(0))
+    assert (int(back), seen.tolist()) == (543210, [54321, 5432, 543, 54, 5, 0])

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from gradcourse.course.experiments.convolution import scaled, small_digits, weights_only
-from gradcourse.measure.jacobians import backward_jacobian_norms, forward_jacobian_norms
 from gradcourse.measure.singular_values import layer_singular_values
 from gradcourse.nn.activations import ACTIVATIONS
+from gradcourse.nn.convolutions import Conv
 from gradcourse.nn.initializers import gaussian
-from gradcourse.nn.layers import Conv, Dense
+from gradcourse.nn.layers import Dense
 from gradcourse.nn.network import sequential
 from gradcourse.theory import meanfield
 from gradcourse.theory.convolution import (
-    LocallyConnected,
     border_factor,
     border_share,
     critical_scheme,
@@ -25,62 +24,9 @@ from gradcourse.theory.convolution import (
     gain_variance,
     measured_gain_variance,
     product_quantiles,
-    untied,
     vanilla_cnn,
     wave_walk,
 )
-
-# ---- A convolution without weight sharing
-
-
-@pytest.fixture(scope="module")
-def pair():
-    """Two wrapped convolutions and their parameters, and the same without sharing."""
-    shared = sequential((4, 5, 2), [Conv(3, "tanh", padding="CIRCULAR")] * 2)
-    local = sequential((4, 5, 2), [LocallyConnected(3, "tanh")] * 2)
-    params = shared.init(key=jax.random.key(0))
-    return shared, local, params, untied(shared, params)
-
-
-def test_untied_it_computes_the_same_and_its_gradients_add_up(pair):
-    shared, local, params, loose = pair
-    x = jax.random.normal(jax.random.key(1), (6, 4, 5, 2))
-    np.testing.assert_allclose(local.apply(loose, x), shared.apply(params, x), rtol=1e-5, atol=1e-6)
-
-    def loss(network, p):
-        return jnp.sum(jnp.square(network.apply(p, x)))
-
-    whole = jax.grad(lambda p: loss(shared, p))(params)
-    parts = jax.grad(lambda p: loss(local, p))(loose)
-    for one, many in zip(whole, parts, strict=True):
-        kernel = one["weight"]
-        np.testing.assert_allclose(many["weight"].sum(axis=(1, 2)).reshape(kernel.shape), kernel, rtol=1e-4, atol=1e-5)
-
-
-def test_untied_it_has_the_same_jacobians(pair):
-    shared, local, params, loose = pair
-    x = jax.random.normal(jax.random.key(2), (2, 4, 5, 2))
-    for measure in (backward_jacobian_norms, forward_jacobian_norms):
-        expected, found = (measure(network, p, x).log10_norm for network, p in ((shared, params), (local, loose)))
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_kernels_at_different_places_are_drawn_independently():
-    weight = LocallyConnected(3, init=gaussian(2.0)).init((8, 8, 10), key=jax.random.key(0))["weight"]
-    assert weight.shape == (8, 8, 90, 3)
-    assert 90 * float(jnp.var(weight)) == pytest.approx(4, rel=0.05)
-    kernels = np.asarray(weight).reshape(64, -1)
-    correlations = np.corrcoef(kernels)[np.triu_indices(64, 1)]
-    assert np.abs(correlations).max() < 6 / sqrt(270)
-
-
-def test_what_cannot_be_untied_is_refused():
-    padded = sequential((4, 4, 2), [Conv(2)])
-    with pytest.raises(ValueError, match="accepted are stride=1 and padding='CIRCULAR'"):
-        untied(padded, padded.init(key=jax.random.key(0)))
-    with pytest.raises(ValueError, match=r"input of shape \(4,\); accepted are \(height, width, channel\)"):
-        LocallyConnected(2).output_shape((4,))
-
 
 # ---- Zero padding
 
@@ -92,7 +38,7 @@ def test_the_border_factor_is_the_closed_form(size):
 
 
 def test_the_border_factor_is_where_mean_field_theory_ends_up():
-    network = sequential((4, 4, 3), [Conv(3, init=gaussian(1.0))] * 40)
+    network = sequential((4, 4, 3), [Conv(3, initializer=gaussian(1.0))] * 40)
     with jax.enable_x64(True):
         logs = meanfield.backward_jacobian_norms(network, np.ones((1, 4, 4, 3))).log10_norm
     assert 10 ** (2 * (logs[0] - logs[1])) == pytest.approx(border_factor(4), rel=1e-9)
@@ -145,7 +91,7 @@ def test_gain_variances_are_the_closed_forms():
 
 
 def test_the_measured_gain_variance_is_that_of_the_singular_values():
-    network = sequential(12, [Dense(12, "tanh", init=gaussian(1.5, 0.3))] * 3)
+    network = sequential(12, [Dense(12, "tanh", initializer=gaussian(1.5, 0.3))] * 3)
     params, x = network.init(key=jax.random.key(0)), jax.random.normal(jax.random.key(1), (1, 12))
     jacobian = jax.jacfwd(lambda x: network.apply(params, x[None])[0])(x[0])
     squares = np.linalg.svd(np.asarray(jacobian), compute_uv=False) ** 2
@@ -155,7 +101,7 @@ def test_the_measured_gain_variance_is_that_of_the_singular_values():
 
 
 def test_a_wrapped_delta_orthogonal_convolution_is_an_isometry():
-    network = sequential((6, 6, 8), [Conv(8, padding="CIRCULAR", init="delta_orthogonal")])
+    network = sequential((6, 6, 8), [Conv(8, padding="CIRCULAR", initializer="delta_orthogonal")])
     params, x = network.init(key=jax.random.key(0)), jnp.ones((1, 6, 6, 8))
     values = layer_singular_values(network, params, x).log10_norm
     assert values.shape == (1, 288, 1)

@@ -11,8 +11,9 @@ from scipy import integrate
 
 from gradcourse.measure import jacobians
 from gradcourse.nn.activations import ACTIVATIONS
+from gradcourse.nn.convolutions import Conv, MaxPool
 from gradcourse.nn.initializers import gaussian
-from gradcourse.nn.layers import Conv, Dense, Flatten, MaxPool
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import cnn, mlp, sequential
 from gradcourse.profile import Profile
 from gradcourse.theory import meanfield
@@ -251,8 +252,8 @@ WIDE = {
     "strided": sequential(
         (6, 6, 4),
         [
-            Conv(32, "erf", stride=2, init=gaussian(1.5, 0.2)),
-            Conv(32, "erf", kernel_size=2, padding="VALID", init=gaussian(1.5, 0.2)),
+            Conv(32, "erf", stride=2, initializer=gaussian(1.5, 0.2)),
+            Conv(32, "erf", kernel_size=2, padding="VALID", initializer=gaussian(1.5, 0.2)),
             Flatten(),
             Dense(4),
         ],

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 
 import gradcourse as gc
 from gradcourse.course.experiments.batch_growth import correlation_of_neighbours, slopes_along_a_line
 from gradcourse.course.experiments.normalisation import HalfBatchNorm, normalised_sigmoid, started
 from gradcourse.nn.activations import resolve
-from gradcourse.nn.layers import Layer
 from gradcourse.theory.normalised import (
     batch_norm_rate,
     centring_gain,
@@ -87,8 +87,8 @@ def test_standardised_weights_with_that_gain_keep_the_variance():
 
 def test_shortcuts_with_batch_norm_grow_as_measured():
     width, blocks, batch = 64, 30, 32
-    body = gc.nn.Residual((gc.nn.BatchNorm("relu"), gc.Dense(width, init="he_normal")))
-    network = gc.sequential(width, [gc.Dense(width, init="lecun_normal"), *[body] * blocks, gc.Dense(10)])
+    body = gc.nn.Residual((gc.nn.BatchNorm("relu"), gc.Dense(width, initializer="he_normal")))
+    network = gc.sequential(width, [gc.Dense(width, initializer="lecun_normal"), *[body] * blocks, gc.Dense(10)])
     x = jax.random.normal(jax.random.key(0), (batch, width))
     norms = partial(gc.backward_jacobian_norms, probes=8, key=jax.random.key(3))
     norms = gc.over_seeds(norms, network, x, seeds=4, key=jax.random.key(1)).log10_norm
@@ -126,12 +126,11 @@ def test_shortcuts_without_it_grow_exponentially():
 def test_half_a_batch_norm_agrees_with_autodiff(part):
     layer, h = HalfBatchNorm(part, "tanh"), 2.0 + 3.0 * jax.random.normal(jax.random.key(0), (5, 6))
     v = jax.random.normal(jax.random.key(1), (2, 5, 6))
-    y, saved = layer.linearize({}, h)
+    y, point = layer.linearize({}, h)
     np.testing.assert_allclose(y, layer.apply({}, h), atol=1e-6)
-    pulled = layer.pull({}, saved, layer.through_activation(saved, v), (6,))
-    np.testing.assert_allclose(pulled, Layer.pull(layer, {}, h, v, (6,)), atol=1e-5)
-    pushed = layer.through_activation(saved, layer.push({}, saved, v))
-    np.testing.assert_allclose(pushed, Layer.push(layer, {}, h, v), atol=1e-5)
+    pulled, pushed = point.pull({}, point.times_slope(v)), point.times_slope(point.push({}, v))
+    np.testing.assert_allclose(pulled, reference.pulled(layer, {}, h, v), atol=1e-5)
+    np.testing.assert_allclose(pushed, reference.pushed(layer, {}, h, v), atol=1e-5)
     s = np.asarray(layer.preactivation({}, h))
     found = {"centre": s.mean(axis=0), "scale": np.square(s).mean(axis=0) - 1}[part]
     np.testing.assert_allclose(found, 0, atol=1e-5)
@@ -147,7 +146,7 @@ def test_a_network_that_is_normalised_once_starts_where_batch_norm_does():
 
 
 def test_slopes_along_a_line_are_those_of_finite_differences():
-    network = gc.sequential(1, [gc.Dense(8, "tanh", init=gc.nn.gaussian(1.0, 1.0)), gc.Dense(1)])
+    network = gc.sequential(1, [gc.Dense(8, "tanh", initializer=gc.nn.gaussian(1.0, 1.0)), gc.Dense(1)])
     params, x = network.init(key=jax.random.key(0)), jnp.linspace(-2, 2, 401)[:, None]
     found = slopes_along_a_line(network, params, x)
     y = network.apply(params, x).ravel()

@@ -11,7 +11,8 @@ import pytest
 
 from gradcourse.measure.gradients import activation_gradient_norms, parameter_gradient_norms, update_to_weight_ratios
 from gradcourse.measure.statistics import unit_statistics
-from gradcourse.nn.layers import Conv, Dense, Flatten, MaxPool
+from gradcourse.nn.convolutions import Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import Network, mlp, sequential
 from gradcourse.training.data import digits
 from gradcourse.training.history import History, masked, observe
@@ -21,7 +22,7 @@ DATA, IMAGES = digits(), digits(images=True)
 NETWORKS = {
     "dense": mlp(64, [12] * 4, 10, activation="sigmoid", init="glorot_uniform"),
     "conv": sequential(
-        (8, 8, 1), [Conv(3, "relu", init="he_normal"), MaxPool(2), Conv(3, "tanh"), Flatten(), Dense(10)]
+        (8, 8, 1), [Conv(3, "relu", initializer="he_normal"), MaxPool(2), Conv(3, "tanh"), Flatten(), Dense(10)]
     ),
 }
 MOMENTUM = optax.sgd(0.1, momentum=0.9)

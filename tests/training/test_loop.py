@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from gradcourse.nn.layers import Conv, Dense, Flatten
+from gradcourse.nn.convolutions import Conv
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import mlp, sequential
 from gradcourse.training.data import digits
 from gradcourse.training.history import History
@@ -166,7 +167,7 @@ def test_adam_starts_with_steps_of_the_learning_rate() -> None:
 
 def test_convolutions_train_too() -> None:
     data = digits(images=True)
-    network = sequential((8, 8, 1), [Conv(4, "relu", init="he_normal"), Flatten(), Dense(10)])
+    network = sequential((8, 8, 1), [Conv(4, "relu", initializer="he_normal"), Flatten(), Dense(10)])
     start = network.init(key=jax.random.key(0))
     _, history = train(network, start, data, optax.sgd(0.1), steps=100, batch_size=16, key=jax.random.key(1))
     assert history.loss[-1] < history.loss[0] / 2

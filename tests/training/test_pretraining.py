@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from gradcourse.course.experiments import pretraining as experiments
-from gradcourse.nn.layers import Conv, Dense, Flatten
+from gradcourse.nn.convolutions import Conv
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import mlp, sequential
 from gradcourse.training.data import digits
 from gradcourse.training.pretraining import (

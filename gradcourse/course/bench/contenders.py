@@ -22,7 +22,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gradcourse._logdomain import dot
-from gradcourse.nn.layers import Conv, Layer
+from gradcourse.nn.convolutions import Conv
+from gradcourse.nn.layers import Layer
 from gradcourse.nn.network import Network, Params
 
 __all__ = [
@@ -46,10 +47,9 @@ def bare_products(network: Network, params: Params, x: Float[Array, "batch width
     @jax.jit
     def run(params: Params, x: Array) -> tuple[Array, Array]:
         h, v = x, jnp.ones((outputs * x.shape[0], outputs), x.dtype)
-        for stage, p in zip(network.stages, params, strict=True):
-            h, _ = stage.scan(lambda h, w: (dot(h, w), None), h, p["weight"])
-        for stage, p in reversed(list(zip(network.stages, params, strict=True))):
-            v, _ = stage.scan(lambda v, w: (dot(v, w.T), None), v, p["weight"], reverse=True)
+        weights = [p["weight"] for p in params]
+        h, _ = network.scan(lambda _, weight, h: (dot(h, weight), None), weights, h)
+        v, _ = network.scan_back(lambda _, weight, v: (dot(v, weight.T), None), weights, v)
         return h, v
 
     return partial(run, params, x)
@@ -60,19 +60,15 @@ def plain_sweep(network: Network, params: Params, x: Float[Array, "batch *shape"
 
     @jax.jit
     def run(params: Params, x: Array) -> Array:
-        output, saved = network.scan(lambda layer, p, h: layer.linearize(p, h), params, x)
+        def step(layer: Layer, one: Any, v: Array) -> tuple[Array, Array]:
+            p, point = one
+            v = point.pull(p, point.times_slope(v))
+            return v, jnp.sum(jnp.square(v), axis=(0, *range(2, v.ndim)))
+
+        output, points = network.scan(lambda layer, p, h: layer.linearize(p, h), params, x)
         units = jnp.eye(output[0].size, dtype=x.dtype).reshape(-1, 1, *output.shape[1:])
-        v, norms = jnp.broadcast_to(units, (len(units), *output.shape)), []
-        for stage, stage_params, stage_saved in reversed(list(zip(network.stages, params, saved, strict=True))):
-
-            def step(v: Array, one: Any, stage: Any = stage) -> tuple[Array, Array]:
-                p, point = one
-                v = stage.layer.pull(p, point, stage.layer.through_activation(point, v), stage.shape)
-                return v, jnp.sum(jnp.square(v), axis=(0, *range(2, v.ndim)))
-
-            v, squares = stage.scan(step, v, (stage_params, stage_saved), reverse=True)
-            norms.append(squares)
-        return jnp.concatenate(norms[::-1])
+        v = jnp.broadcast_to(units, (len(units), *output.shape))
+        return network.scan_back(step, list(zip(params, points, strict=True)), v)[1]
 
     return partial(run, params, x)
 

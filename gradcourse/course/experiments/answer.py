@@ -19,7 +19,8 @@ from gradcourse._checks import known_name
 from gradcourse.course.recording import Experiment, grid, kept_digits
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.nn.blocks import Block, Residual
-from gradcourse.nn.layers import Conv, Dense, Flatten, Layer, Pointwise
+from gradcourse.nn.convolutions import Conv
+from gradcourse.nn.layers import Dense, Flatten, Layer, Pointwise
 from gradcourse.nn.network import Network, Params, sequential
 from gradcourse.nn.normalisation import BatchNorm
 from gradcourse.training.data import Dataset
@@ -70,9 +71,9 @@ def trunk(activation: str, normalisation: str, shortcut: str, depth: int, *, pad
     for name, value in (("normalisation", normalisation), ("shortcut", shortcut)):
         known_name(name, value, LEVELS[name])
     unit: Layer = BatchNorm(activation) if normalisation == "batch" else Pointwise(activation)
-    body = (unit, Conv(CHANNELS, init="lecun_uniform", padding=padding)) * 2
+    body = (unit, Conv(CHANNELS, initializer="lecun_uniform", padding=padding)) * 2
     pair = Residual(body) if shortcut == "residual" else Block(body)
-    first, last = Conv(CHANNELS, stride=2, init="lecun_uniform"), Dense(10, init="lecun_uniform")
+    first, last = Conv(CHANNELS, stride=2, initializer="lecun_uniform"), Dense(10, initializer="lecun_uniform")
     return sequential((8, 8, 1), [first, *[pair] * (depth // 2), unit, Flatten(), last])
 
 

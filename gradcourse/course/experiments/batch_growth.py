@@ -37,7 +37,7 @@ def growth_rates(activation: str, batch: int, seeds: int = 5) -> dict[str, Any]:
     From 14 layers of 256 units with He's weights, on a batch of Gaussian inputs: the slope of the log norm.
     """
     width, depth = GROWTH
-    block = Block((Dense(width, init=HE), BatchNorm(activation)))
+    block = Block((Dense(width, initializer=HE), BatchNorm(activation)))
     network = sequential(width, [block] * depth + [Dense(10)])
     x = jax.random.normal(jax.random.key(0), (batch, width))
     norms = partial(backward_jacobian_norms, probes=8, key=jax.random.key(3))
@@ -55,15 +55,15 @@ def line_net(way: str, depth: int) -> Network:
     with a `"shortcut"`, $h + 0.1\, W f(h)$, or with a `"shortcut + BN"`, $h + W f(\operatorname{BN}(h))$.
     """
     width = 200
-    dense = Dense(width, init=HE)
+    dense = Dense(width, initializer=HE)
     bodies: dict[str, Layer] = {
-        "plain": Dense(width, "relu", init=HE),
+        "plain": Dense(width, "relu", initializer=HE),
         "batch norm": Block((dense, BatchNorm("relu"))),
         "shortcut": Residual((Pointwise("relu"), dense), scale=0.1),
         "shortcut + BN": Residual((BatchNorm("relu"), dense)),
     }
     body = bodies[known_name("way", way, bodies)]
-    first = Dense(width, "identity" if isinstance(body, Residual) else "relu", init=gaussian(2**0.5, 1.0))
+    first = Dense(width, "identity" if isinstance(body, Residual) else "relu", initializer=gaussian(2**0.5, 1.0))
     ends = [Pointwise("relu")] if isinstance(body, Residual) else []
     return sequential(1, [first, *[body] * (depth - 1), *ends, Dense(1)])
 

@@ -10,11 +10,13 @@ import optax
 
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.measure.jacobians import backward_jacobian_norms
+from gradcourse.nn.convolutions import Conv
 from gradcourse.nn.initializers import gaussian
-from gradcourse.nn.layers import Conv, Dense, Flatten, Layer
+from gradcourse.nn.layers import Dense, Flatten, Layer
+from gradcourse.nn.locally_connected import LocallyConnected
 from gradcourse.nn.network import Network, Params, mlp, sequential
 from gradcourse.profile import Profile
-from gradcourse.theory.convolution import LocallyConnected, critical_variance, vanilla_cnn
+from gradcourse.theory.convolution import critical_variance, vanilla_cnn
 from gradcourse.training.data import Dataset, digits
 from gradcourse.training.loop import accuracy, train
 from gradcourse.training.sweeps import over_seeds
@@ -143,13 +145,13 @@ def twenty_layers(architecture: str, activation: str, *, sigma_w: float = 1.0) -
     """Returns twenty equal layers for digits, 512 units each, as one of `ARCHITECTURES`, and a readout."""
     init = gaussian(sigma_w)
     if architecture == "dense":
-        hidden: list[Layer] = [Flatten(), *[Dense(512, activation, init=init)] * 20]
+        hidden: list[Layer] = [Flatten(), *[Dense(512, activation, initializer=init)] * 20]
     elif architecture == "local":
-        hidden = [*[LocallyConnected(8, activation, init=init)] * 20, Flatten()]
+        hidden = [*[LocallyConnected(8, activation, initializer=init)] * 20, Flatten()]
     else:
         padding = "SAME" if architecture == "zero padding" else "CIRCULAR"
-        hidden = [*[Conv(8, activation, padding=padding, init=init)] * 20, Flatten()]
-    return sequential((8, 8, 1), [*hidden, Dense(10, init=init)])
+        hidden = [*[Conv(8, activation, padding=padding, initializer=init)] * 20, Flatten()]
+    return sequential((8, 8, 1), [*hidden, Dense(10, initializer=init)])
 
 
 def over_twenty(architecture: str, profile: Profile) -> np.ndarray:
@@ -182,11 +184,11 @@ def drift_by_sharing(layer: str, seeds: int = 10) -> dict[str, Any]:
     """
     init, shape, depth = gaussian(1.0), (4, 4, 8), 200
     if layer == "dense":
-        hidden: list[Layer] = [Flatten(), *[Dense(128, init=init)] * depth]
+        hidden: list[Layer] = [Flatten(), *[Dense(128, initializer=init)] * depth]
     elif layer == "local":
-        hidden = [*[LocallyConnected(8, init=init)] * depth, Flatten()]
+        hidden = [*[LocallyConnected(8, initializer=init)] * depth, Flatten()]
     else:
-        hidden = [*[Conv(8, padding="CIRCULAR", init=init)] * depth, Flatten()]
+        hidden = [*[Conv(8, padding="CIRCULAR", initializer=init)] * depth, Flatten()]
     network, x = sequential(shape, [*hidden, Dense(1)]), jnp.ones((1, *shape))
     logs = over_seeds(backward_jacobian_norms, network, x, seeds=seeds, key=jax.random.key(2)).log10_norm
     first = 1 if layer == "dense" else 0
@@ -202,8 +204,8 @@ def border_leak(size: int, seeds: int = 5) -> dict[str, Any]:
     x = jax.image.resize(digits(images=True).x_train[:1], (1, size, size, 1), "linear")
     logs = {}
     for padding in ("SAME", "CIRCULAR"):
-        conv = Conv(32, "relu", padding=padding, init="he_normal")
-        network = sequential((size, size, 1), [*[conv] * 30, Flatten(), Dense(2, init="lecun_normal")])
+        conv = Conv(32, "relu", padding=padding, initializer="he_normal")
+        network = sequential((size, size, 1), [*[conv] * 30, Flatten(), Dense(2, initializer="lecun_normal")])
         profile = over_seeds(backward_jacobian_norms, network, x, seeds=seeds, key=jax.random.key(3))
         logs[padding] = 2 * (profile.log10_norm[:, :31] - profile.log10_norm[:, 30:31])
     return {"leak": logs["SAME"] - logs["CIRCULAR"]}
@@ -223,8 +225,8 @@ def slopes_by_variance(
     init, x = gaussian(1.0, BIAS_VARIANCE**0.5), digits(images=True).x_train[:2]
     network = mlp(64, [300] * 30, 3, activation="tanh", init=init)
     if architecture == "convolutional":
-        conv = Conv(32, "tanh", padding="CIRCULAR", init=init)
-        network = sequential((8, 8, 1), [*[conv] * 30, Flatten(), Dense(3, init=init)])
+        conv = Conv(32, "tanh", padding="CIRCULAR", initializer=init)
+        network = sequential((8, 8, 1), [*[conv] * 30, Flatten(), Dense(3, initializer=init)])
     x, change = x.reshape(2, *network.input_shape), []
     for key in jax.random.split(jax.random.key(5), 5)[:seeds]:
         params = network.init(key=key)

@@ -10,7 +10,8 @@ from gradcourse.course.experiments.normalisation import all_runs, normalised_onc
 from gradcourse.course.recording import Experiment, grid, kept_digits
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.nn.blocks import Block, Residual
-from gradcourse.nn.layers import Conv, Dense, Flatten, Layer, MaxPool
+from gradcourse.nn.convolutions import Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten, Layer
 from gradcourse.nn.network import Network, Params, sequential
 from gradcourse.nn.normalisation import BatchNorm
 from gradcourse.training.sweeps import over_seeds
@@ -30,13 +31,15 @@ def deep_cnn(way: str, depth: int, padding: str = "SAME") -> Network:
     """
     activation, *others = way.removesuffix(" + BN once").split(" + ")
     init = "he_normal" if activation == "relu" else "glorot_uniform"
-    conv = Conv(CHANNELS, padding=padding, init=init)
+    conv = Conv(CHANNELS, padding=padding, initializer=init)
     if others == ["BN", "shortcut"]:
         pair = Residual((BatchNorm(activation), conv, BatchNorm(activation), conv))
         layers: list[Layer] = [conv, MaxPool(2), *[pair] * ((depth - 1) // 2), BatchNorm(activation)]
     else:
         each = (
-            Block((conv, BatchNorm(activation))) if others else Conv(CHANNELS, activation, padding=padding, init=init)
+            Block((conv, BatchNorm(activation)))
+            if others
+            else Conv(CHANNELS, activation, padding=padding, initializer=init)
         )
         layers = [each, MaxPool(2), *[each] * (depth - 1)]
     return sequential((8, 8, 1), [*layers, Flatten(), Dense(10)])

@@ -1,7 +1,7 @@
 """Chapter 9: which half of batch normalisation rescues the sigmoid."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
@@ -11,10 +11,8 @@ from jaxtyping import Array, Float
 
 from gradcourse._checks import known_name
 from gradcourse.course.recording import Experiment, grid, kept_digits
-from gradcourse.nn import activations
-from gradcourse.nn.activations import Activation
 from gradcourse.nn.blocks import Block
-from gradcourse.nn.layers import Activated, Dense, Layer, Shape
+from gradcourse.nn.layers import Activated, Dense, Layer
 from gradcourse.nn.network import Network, Params, sequential
 from gradcourse.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, WeightStandardised, at_inference
 from gradcourse.theory.normalised import centring_gain
@@ -37,7 +35,7 @@ WIDTH = 64
 PARTS = ("centre", "scale")
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class HalfBatchNorm(Activated):
     """One half of batch normalisation, without learned parameters: the batch's statistics, per channel.
 
@@ -51,21 +49,17 @@ class HalfBatchNorm(Activated):
     """
 
     part: str
-    activation: Activation = field()
+    activation: Any = "identity"
     kind: ClassVar[str] = "half batch norm"
 
-    def __init__(self, part: str, activation: Any = "identity"):
-        object.__setattr__(self, "part", known_name("part", part, PARTS))
-        object.__setattr__(self, "activation", activations.resolve(activation))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known_name("part", self.part, PARTS)
 
     @property
     def couples_examples(self) -> bool:
         """True."""
         return True
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Returns `shape`."""
-        return shape
 
     def preactivation(self, params: Any, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         """Returns what the activation is applied to."""
@@ -73,24 +67,6 @@ class HalfBatchNorm(Activated):
         if self.part == "centre":
             return h - h.mean(axis=axes, keepdims=True)
         return h * jax.lax.rsqrt(jnp.square(h).mean(axis=axes, keepdims=True) + 1e-5)
-
-    def linearize(self, params: Any, h: Float[Array, "batch *shape"]) -> tuple[Array, Any]:
-        """Returns the output and the point at which to differentiate, with the slope there."""
-        s = self.preactivation(params, h)
-        return self.activation(s), (h, self.activation.slope(s))
-
-    def through_activation(self, saved: Any, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns `v` times the slope."""
-        return self.times_slope(saved[1], v)
-
-    def pull(self, params: Any, saved: Any, v: Float[Array, "direction batch *shape"], shape: Shape) -> Array:
-        """Returns the transposed Jacobian of the pre-activation, of `v`."""
-        _, vjp = jax.vjp(lambda h: self.preactivation(params, h), saved[0])
-        return jax.vmap(lambda cotangent: vjp(cotangent)[0])(v)
-
-    def push(self, params: Any, saved: Any, v: Float[Array, "direction batch *shape"]) -> Array:
-        """Returns the Jacobian of the pre-activation, of `v`."""
-        return jax.vmap(lambda t: jax.jvp(lambda h: self.preactivation(params, h), (saved[0],), (t,))[1])(v)
 
 
 # ---- The sigmoid, normalised
@@ -101,7 +77,7 @@ def _block(layer: Layer) -> Layer:
 
 
 HIDDEN: Mapping[str, Callable[[], Layer]] = {
-    "standard": lambda: Dense(WIDTH, "sigmoid", init="standard"),
+    "standard": lambda: Dense(WIDTH, "sigmoid", initializer="standard"),
     "Glorot": lambda: Dense(WIDTH, "sigmoid"),
     "centred": lambda: _block(HalfBatchNorm("centre", "sigmoid")),
     "scaled": lambda: _block(HalfBatchNorm("scale", "sigmoid")),

@@ -114,13 +114,9 @@ def _ties_away(values: Array) -> Array:
     return lax.bitcast_convert_type((bits + jnp.uint32(1 << 12)) & jnp.uint32(0xFFFFE000), jnp.float32)
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, kw_only=True)
 class _DenseOnDevice(Dense):
     products: str
-
-    def __init__(self, layer: Dense, products: str):
-        for name, value in {**vars(layer), "products": products}.items():
-            object.__setattr__(self, name, value)
 
     def linear(self, weight: Array, h: Array) -> Array:
         """Returns `h @ weight`."""
@@ -140,7 +136,8 @@ def with_products(network: Network, products: str) -> Network:
     layers = [stage.layer for stage in network.stages]
     if not all(isinstance(layer, Dense) for layer in layers):
         raise TypeError(f"network has layers of kind {sorted({layer.kind for layer in layers})}; accepted is 'dense'.")
-    return Network(tuple(replace(stage, layer=_DenseOnDevice(stage.layer, products)) for stage in network.stages))  # type: ignore[arg-type]
+    on_device = [_DenseOnDevice(**vars(layer), products=products) for layer in layers]
+    return Network(tuple(replace(stage, layer=layer) for stage, layer in zip(network.stages, on_device, strict=True)))
 
 
 def product_error(platform: str, products: str, size: int) -> dict[str, Any]:

@@ -35,6 +35,8 @@ SCALED_TANH = Activation(
     lambda s: 1.7159 * 0.6666 * (1 - jnp.square(jnp.tanh(0.6666 * s))),
     1.7159 * 0.6666,
     source="LeCun et al. 1998",
+    linear_at_zero=True,
+    kinked_at_zero=False,
 )
 
 
@@ -50,7 +52,7 @@ def record_network(net: int, *, activation: Any = SCALED_TANH, bound: float | No
     layers: list[Dense] = []
     for fan_in, units in pairwise(sizes):
         init = Initializer("standard", 1.0 if bound is None else bound * sqrt(fan_in))
-        layers.append(Dense(units, activation if len(layers) < len(sizes) - 2 else "identity", init=init))
+        layers.append(Dense(units, activation if len(layers) < len(sizes) - 2 else "identity", initializer=init))
     return sequential(PIXELS, layers)
 
 
@@ -70,12 +72,10 @@ def predicted_record_net(net: int, scheme: str) -> Float[np.ndarray, " layer"]:
     """Returns what mean-field theory predicts for that `"norm"`, relative to that at the last hidden layer."""
     network, x, _ = _record_setting(net, scheme, images=20)
     at_input = meanfield.backward_jacobian_norms(network, x).log10_norm
-    variances: list[
-        Any
-    ] = []  # of each layer's weights, times its fan-in: what lies between its pre-activation and input
+    variances: list[Any] = []  # of weights, times the fan-in: what lies between a layer's pre-activation and its input
     for stage in network.stages:
         layer: Any = stage.layer
-        variance = layer.init_scheme.second_moment(layer.weight_shape(stage.shape)) * stage.shape[0]
+        variance = layer.initializer.second_moment(layer.weight_shape(stage.shape)) * stage.shape[0]
         variances += [variance] * stage.repeats
     hidden = (at_input - np.log10(variances) / 2)[:-1]
     return hidden - hidden[-1]

@@ -12,7 +12,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from gradcourse.course.recording import Experiment, grid, kept_digits
 from gradcourse.measure.statistics import silent_units
-from gradcourse.nn.layers import Conv, Dense, Flatten, MaxPool
+from gradcourse.nn.convolutions import Conv, MaxPool
+from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import Network, mlp, sequential
 from gradcourse.training.data import Dataset
 from gradcourse.training.history import History
@@ -34,8 +35,8 @@ SCHEMES = ("standard", "lecun_normal", "he_normal")
 
 def small_cnn(activation: str, init: str) -> Network:
     """Returns three convolutions of 16 channels, a max-pool after each of the first two, and a readout, for digits."""
-    conv = Conv(16, activation, init=init)
-    return sequential((8, 8, 1), [conv, MaxPool(2), conv, MaxPool(2), conv, Flatten(), Dense(10, init=init)])
+    conv = Conv(16, activation, initializer=init)
+    return sequential((8, 8, 1), [conv, MaxPool(2), conv, MaxPool(2), conv, Flatten(), Dense(10, initializer=init)])
 
 
 def _keys(seed: int) -> tuple[Any, Any]:

@@ -28,7 +28,7 @@ def _branch(last: str | float = HE, scale: float = 1.0) -> tuple[Layer, ...]:
     """Two rectifier layers in pre-activation order, as a shortcut's body; the first one's weights times `scale`."""
     first = gaussian(2**0.5 * scale)
     end = last if isinstance(last, str) else gaussian(last)
-    return Pointwise("relu"), Dense(NARROW, "relu", init=first), Dense(NARROW, init=end)
+    return Pointwise("relu"), Dense(NARROW, "relu", initializer=first), Dense(NARROW, initializer=end)
 
 
 def shortcut_net(way: str, blocks: int) -> Network:
@@ -42,8 +42,8 @@ def shortcut_net(way: str, blocks: int) -> Network:
     - `"ReZero"`: a learned scale that starts at 0; `"SkipInit"`: the same with the rectifier before both layers, as
       batch normalisation would have it; `"Fixup"`: last layers 0, first layers scaled by `blocks ** -0.5`.
     """
-    dense = Dense(NARROW, init=HE)
-    relu_dense = Dense(NARROW, "relu", init=HE)
+    dense = Dense(NARROW, initializer=HE)
+    relu_dense = Dense(NARROW, "relu", initializer=HE)
     bodies: dict[str, Callable[[], Layer]] = {
         "plain": lambda: Block((relu_dense, relu_dense)),
         "plain + BN": lambda: Block((dense, BatchNorm("relu"), dense, BatchNorm("relu"))),
@@ -61,9 +61,10 @@ def shortcut_net(way: str, blocks: int) -> Network:
     }
     body = bodies[known_name("way", way, bodies)]()
     ends: list[Layer] = [Pointwise("relu")] if isinstance(body, Residual) and way != "ReZero" else []
-    first = Dense(NARROW, init="lecun_normal")
+    first = Dense(NARROW, initializer="lecun_normal")
     return sequential(
-        64, [first] + [body] * blocks + ends + [Dense(10, init=gaussian(0.0) if way == "Fixup" else "lecun_normal")]
+        64,
+        [first] + [body] * blocks + ends + [Dense(10, initializer=gaussian(0.0) if way == "Fixup" else "lecun_normal")],
     )
 
 
@@ -73,7 +74,9 @@ def growth_by_wiring(way: str, blocks: int, seeds: int = 5) -> dict[str, Any]:
     Per seed, on a batch of 32 Gaussian inputs, from the last block's output to the first block's input.
     """
     *before, last = shortcut_net(way, blocks).stages
-    readout = replace(last, layer=Dense(10, init="lecun_normal"))  # Fixup's is 0, and so is every gradient behind it
+    readout = replace(
+        last, layer=Dense(10, initializer="lecun_normal")
+    )  # Fixup's is 0, and so is every gradient behind it
     network, x = Network((*before, readout)), jax.random.normal(jax.random.key(0), (32, 64))
     measure = partial(backward_jacobian_norms, probes=8, key=jax.random.key(3))
     norms = over_seeds(measure, network, x, seeds=seeds, key=jax.random.key(1)).log10_norm
