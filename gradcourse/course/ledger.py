@@ -17,17 +17,7 @@ from typing import Any
 from gradcourse.course.claims import CLAIMS, RECORD_MIME, Claim, Record, claim_of, overall_verdict
 from gradcourse.tables import Table
 
-__all__ = [
-    "NOT_YET",
-    "Entry",
-    "Measurement",
-    "as_json",
-    "in_book",
-    "in_notebook",
-    "ledger",
-    "packaged",
-    "table",
-]
+__all__ = ["NOT_YET", "Entry", "Measurement", "as_json", "in_book", "in_notebook", "ledger", "packaged", "table"]
 
 NOT_YET = "not yet measured"
 

@@ -220,14 +220,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "A convolutional network trained on digits, every combination of six factors, five seeds, two rates each",
         training,
         _CELLS,
-        check={
-            "depth": 4,
-            "activation": "relu",
-            "normalisation": "none",
-            "shortcut": "none",
-            "optimizer": "sgd",
-            "init": "matched",
-        },
+        check=dict(zip(LEVELS, (4, "relu", "none", "none", "sgd", "matched"), strict=True)),
         cheaper={"looks": (25,), "seeds": 1},
     ),
     Experiment(

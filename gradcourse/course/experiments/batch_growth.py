@@ -93,28 +93,14 @@ def shattered_gradients(way: str, depth: int, seeds: int = 10) -> dict[str, Any]
 
 MEASURED = ("identity", "sigmoid", "relu")  # at all batch sizes
 # At one; listed here, so that an activation more in the package asks for no new recording.
-OTHERS = (
-    "tanh",
-    "softsign",
-    "leaky_relu",
-    "elu",
-    "selu",
-    "gelu",
-    "silu",
-    "softplus",
-    "erf",
-    "hard_tanh",
-)
+OTHERS = ("tanh", "softsign", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "erf", "hard_tanh")
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "growth_rates",
         "The growth of gradients per layer with batch normalisation, by activation and batch size",
         growth_rates,
-        (
-            *grid(activation=MEASURED, batch=[5, 8, 16, 32, 64, 128]),
-            *grid(activation=OTHERS, batch=[64]),
-        ),
+        (*grid(activation=MEASURED, batch=[5, 8, 16, 32, 64, 128]), *grid(activation=OTHERS, batch=[64])),
         check={"activation": "relu", "batch": 8},
     ),
     Experiment(

@@ -31,16 +31,12 @@ def deep_cnn(way: str, depth: int, padding: str = "SAME") -> Network:
     """
     activation, *others = way.removesuffix(" + BN once").split(" + ")
     init = "he_normal" if activation == "relu" else "glorot_uniform"
-    conv = Conv(CHANNELS, padding=padding, initializer=init)
+    linear, active = (Conv(CHANNELS, name, padding=padding, initializer=init) for name in ("identity", activation))
     if others == ["BN", "shortcut"]:
-        pair = Residual((BatchNorm(activation), conv, BatchNorm(activation), conv))
-        layers: list[Layer] = [conv, MaxPool(2), *[pair] * ((depth - 1) // 2), BatchNorm(activation)]
+        pair = Residual((BatchNorm(activation), linear) * 2)
+        layers: list[Layer] = [linear, MaxPool(2), *[pair] * ((depth - 1) // 2), BatchNorm(activation)]
     else:
-        each = (
-            Block((conv, BatchNorm(activation)))
-            if others
-            else Conv(CHANNELS, activation, padding=padding, initializer=init)
-        )
+        each = Block((linear, BatchNorm(activation))) if others else active
         layers = [each, MaxPool(2), *[each] * (depth - 1)]
     return sequential((8, 8, 1), [*layers, Flatten(), Dense(10)])
 
@@ -88,10 +84,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "Gradients of fresh convolutional networks, borders padded with zeros or wrapped round",
         cnn_gradients,
         (
-            *grid(
-                way=["sigmoid", "sigmoid + BN", "relu", "relu + BN", "relu + BN + shortcut"],
-                padding=["SAME"],
-            ),
+            *grid(way=["sigmoid", "sigmoid + BN", "relu", "relu + BN", "relu + BN + shortcut"], padding=["SAME"]),
             *grid(way=["sigmoid + BN", "relu + BN"], padding=["CIRCULAR"]),
         ),
         check={"way": "sigmoid + BN", "padding": "SAME"},

@@ -10,7 +10,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gradcourse.course.recording import Experiment
+from gradcourse.course.recording import Experiment, grid
 from gradcourse.nn.initializers import resolve
 from gradcourse.nn.network import Network, Params, mlp
 from gradcourse.training.data import digits
@@ -102,12 +102,7 @@ def _histograms(network: Network, x: Array, params: Params) -> Float[Array, "lay
 
 
 def learning_time(
-    init: str,
-    depth: int,
-    *,
-    rates: Sequence[float] = HALVINGS,
-    seeds: int = 5,
-    most: int = 2000,
+    init: str, depth: int, *, rates: Sequence[float] = HALVINGS, seeds: int = 5, most: int = 2000
 ) -> dict[str, Any]:
     """Returns how long deep linear networks take to learn the digits, as in Saxe et al. (2014).
 
@@ -172,31 +167,10 @@ ROWS = (
 )
 
 _TABLE = tuple({"activation": name, "init": init, "learning_rate": 0.03} for name, init in ROWS)
-_FIGURE_2 = tuple(
-    {
-        "activation": "sigmoid",
-        "init": "standard",
-        "learning_rate": 0.1,
-        "depth": depth,
-        "width": 200,
-        "steps": 20_000,
-        "every": 1000,
-    }
-    for depth in (4, 5)
-)
-_ESCAPE = tuple(
-    {
-        "activation": "sigmoid",
-        "init": "standard",
-        "learning_rate": rate,
-        "depth": 4,
-        "width": 100,
-        "steps": 300_000,
-        "every": 10_000,
-    }
-    for rate in (1.0, 0.1)
-)
-_TIMES = tuple({"init": init, "depth": depth} for init in ("lecun_normal", "orthogonal") for depth in (2, 4, 8, 16, 32))
+_SIGMOIDS = {"activation": ["sigmoid"], "init": ["standard"]}
+_FIGURE_2 = grid(**_SIGMOIDS, learning_rate=[0.1], depth=[4, 5], width=[200], steps=[20_000], every=[1000])
+_ESCAPE = grid(**_SIGMOIDS, learning_rate=[1.0, 0.1], depth=[4], width=[100], steps=[300_000], every=[10_000])
+_TIMES = grid(init=["lecun_normal", "orthogonal"], depth=[2, 4, 8, 16, 32])
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(

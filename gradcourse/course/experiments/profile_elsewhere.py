@@ -32,9 +32,7 @@ DRAWS = 10  # random networks of each kind
 SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {},
     "float32, two devices": {"devices": 2},
-    "float32, old instructions, one thread": {
-        "flags": "--xla_cpu_max_isa=AVX --xla_cpu_multi_thread_eigen=false",
-    },
+    "float32, old instructions, one thread": {"flags": "--xla_cpu_max_isa=AVX --xla_cpu_multi_thread_eigen=false"},
     "float64": {"dtype": "float64"},
     "weights in bfloat16": {"dtype": "bfloat16"},
 }

@@ -249,12 +249,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "activation_and_init",
         "Ten layers trained on digits, three rectifiers times three initialisations",
         activation_and_init,
-        grid(
-            activation=["relu", "leaky_relu", "elu"],
-            init=SCHEMES,
-            rate=[0.01, 0.03, 0.1, 0.3],
-            seed=SEEDS,
-        ),
+        grid(activation=["relu", "leaky_relu", "elu"], init=SCHEMES, rate=[0.01, 0.03, 0.1, 0.3], seed=SEEDS),
         check={"activation": "relu", "init": "he_normal", "rate": 0.01, "seed": 0},
         cheaper={"steps": 200},
     ),

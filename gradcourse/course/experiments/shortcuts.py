@@ -62,10 +62,8 @@ def shortcut_net(way: str, blocks: int) -> Network:
     body = bodies[known_name("way", way, bodies)]()
     ends: list[Layer] = [Pointwise("relu")] if isinstance(body, Residual) and way != "ReZero" else []
     first = Dense(NARROW, initializer="lecun_normal")
-    return sequential(
-        64,
-        [first] + [body] * blocks + ends + [Dense(10, initializer=gaussian(0.0) if way == "Fixup" else "lecun_normal")],
-    )
+    readout = Dense(10, initializer=gaussian(0.0) if way == "Fixup" else "lecun_normal")
+    return sequential(64, [first, *[body] * blocks, *ends, readout])
 
 
 def growth_by_wiring(way: str, blocks: int, seeds: int = 5) -> dict[str, Any]:
@@ -74,9 +72,8 @@ def growth_by_wiring(way: str, blocks: int, seeds: int = 5) -> dict[str, Any]:
     Per seed, on a batch of 32 Gaussian inputs, from the last block's output to the first block's input.
     """
     *before, last = shortcut_net(way, blocks).stages
-    readout = replace(
-        last, layer=Dense(10, initializer="lecun_normal")
-    )  # Fixup's is 0, and so is every gradient behind it
+    # Fixup's own readout is 0, and so is every gradient behind it.
+    readout = replace(last, layer=Dense(10, initializer="lecun_normal"))
     network, x = Network((*before, readout)), jax.random.normal(jax.random.key(0), (32, 64))
     measure = partial(backward_jacobian_norms, probes=8, key=jax.random.key(3))
     norms = over_seeds(measure, network, x, seeds=seeds, key=jax.random.key(1)).log10_norm
@@ -84,12 +81,7 @@ def growth_by_wiring(way: str, blocks: int, seeds: int = 5) -> dict[str, Any]:
 
 
 def deep_shortcuts(
-    way: str,
-    blocks: int,
-    rates: Sequence[float] = (0.01, 0.1),
-    seeds: int = 5,
-    steps: int = 200,
-    every: int = 50,
+    way: str, blocks: int, rates: Sequence[float] = (0.01, 0.1), seeds: int = 5, steps: int = 200, every: int = 50
 ) -> dict[str, Any]:
     """Returns how `shortcut_net(way, blocks)` learns digits by plain descent, as `normalised_sigmoids` does."""
     network = shortcut_net(way, blocks)
