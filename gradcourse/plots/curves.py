@@ -77,7 +77,7 @@ def slopes(names: Sequence[str], *, reach: float = 8.0, title: str = "") -> Figu
 def costs(points: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
     """Returns seconds to run and seconds to compile against depth, for every way of measuring all layers.
 
-    `points` are those of `gradcourse.course.bench.scan.depth_scan`; a way that compiles nothing is left out on the right.
+    `points` are those of `gradcourse.course.bench.scan.depth_scan`; a way that compiles nothing is not on the right.
     """
     figure, panels = blank(2, sharey=True)
     ways = list(dict.fromkeys(point["way"] for point in points))
