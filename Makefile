@@ -17,8 +17,9 @@ PORT ?= 8000
 help: ## say what can be made
 	@echo "make book                    build the course into _build/html"
 	@echo "make serve [PORT=8000]       build it and serve it on localhost"
-	@echo "make test                    every check: style, types, units, notebooks, the built pages"
-	@echo "make portability             the notebooks again, on older instructions and on one core"
+	@echo "make test                    every check"
+	@echo "make test ONLY=units         one part: style, types, units, docs, notebooks, pages, or a path"
+	@echo "make portability [PART=1/3]  the notebooks again, on older instructions and on one core"
 	@echo "make notebooks [CHAPTER=02]  run the notebooks and store their outputs"
 	@echo "make bench [JSON=file]       time the measurements against PyTorch, matfree and others"
 	@echo "make format                  let ruff put the code in order"
@@ -45,11 +46,19 @@ serve: book
 	@echo "Serving http://localhost:$(PORT) (stop with control-C)"
 	@$(BIN)/python -m http.server --bind localhost --directory _build/html $(PORT)
 
+# The parts that a developer repeats; conftest.py says what each of them took.
+ONLY_style := tests/test_style.py -k "not types"
+ONLY_types := tests/test_style.py -k types
+ONLY_units := tests --ignore=tests/test_style.py --ignore=tests/test_site.py
+ONLY_docs := gradcourse
+ONLY_notebooks := book
+ONLY_pages := tests/test_site.py
+
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(or $(ONLY_$(ONLY)),$(ONLY))
 
 portability: $(STAMP)
-	@$(BIN)/python book/_tools/portability.py
+	@$(BIN)/python book/_tools/portability.py $(PART)
 
 notebooks: $(STAMP)
 	@$(BIN)/python book/_tools/execute.py $(CHAPTER)

@@ -19,7 +19,7 @@ from jaxtyping import ArrayLike as Arrays
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Profile"]
+__all__ = ["LOG10_OF_2", "Profile"]
 
 LOG10_OF_2 = log10(2)
 

@@ -3,7 +3,7 @@
 Nothing here is fast or shared with the package but the activations' own functions, differentiated by autodiff.
 """
 
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from math import prod
 
@@ -106,12 +106,14 @@ def differentiate(layer, params, h):
     return values, matrix, slopes
 
 
+@partial(jax.jit, static_argnums=0)
 def pulled(layer, params, h, v):
     """Returns the transposed Jacobian of a layer at the batch `h` times each `v`, by autodiff through `apply`."""
     _, vjp = jax.vjp(lambda h: layer.apply(params, h), h)
     return jax.vmap(lambda one: vjp(one)[0])(v)
 
 
+@partial(jax.jit, static_argnums=0)
 def pushed(layer, params, h, v):
     """Returns the Jacobian of a layer at the batch `h` times each `v`, by autodiff through `apply`."""
     return jax.vmap(lambda one: jax.jvp(lambda h: layer.apply(params, h), (h,), (one,))[1])(v)

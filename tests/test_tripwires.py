@@ -101,7 +101,7 @@ def test_sabotaged_notebooks_are_found_out(tmp_path: Path) -> None:
 
 def test_a_wrong_slope_of_the_sigmoid_is_found_out(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "gradcourse", tmp_path / "gradcourse", ignore=shutil.ignore_patterns("__pycache__"))
-    module = tmp_path / "gradcourse" / "activations.py"
+    module = tmp_path / "gradcourse" / "nn" / "activations.py"
     right, wrong = "return jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)", "return 0.9 * jax.nn.sigmoid(s)"
     source = module.read_text(encoding="utf-8")
     assert right in source

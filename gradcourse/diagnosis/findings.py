@@ -13,12 +13,13 @@ From which number on is in `THRESHOLDS`. They are meant to be wide of what healt
 against a table of healthy networks and of networks that were made ill in one known way.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import inf, isfinite, isnan, log10, nan, sqrt
 
 import numpy as np
-from scipy.stats import theilslopes
 
+from gradcourse.diagnosis.reading import READ_ON
 from gradcourse.diagnosis.report import Finding, LayerReport
 
 __all__ = ["THRESHOLDS", "findings_of", "gradient_slope"]
@@ -37,16 +38,6 @@ THRESHOLDS: dict[str, float] = {
     "underflow": 0.3,
 }
 
-CHAPTERS = {
-    "not finite": "10_precision",
-    "underflow": "10_precision",
-    "exploding": "06_the_learning_rate",
-    "vanishing": "02_the_sigmoid_derivative",
-    "dead": "03_rectifiers",
-    "saturated": "04_glorot_initialisation",
-    "frozen": "06_the_learning_rate",
-}
-
 
 def gradient_slope(rows: Sequence[LayerReport]) -> tuple[float, float, float]:
     """Returns the decades per layer by which the activation gradient's norm grows towards the loss, with its interval.
@@ -54,6 +45,8 @@ def gradient_slope(rows: Sequence[LayerReport]) -> tuple[float, float, float]:
     It is the median of the slopes between any two layers of the chain (Theil 1950, Sen 1968), so that a few layers
     whose gradient is small by nature, such as an attention's queries and keys, do not count. NaN below three layers.
     """
+    from scipy.stats import theilslopes  # a large part of SciPy, needed here alone
+
     chain = [row.log10_activation_gradient for row in rows if row.in_chain]
     depth, values = np.arange(len(chain)), np.array(chain)
     there = np.isfinite(values)
@@ -63,18 +56,20 @@ def gradient_slope(rows: Sequence[LayerReport]) -> tuple[float, float, float]:
     return float(slope), float(low), float(high)
 
 
-def findings_of(rows: Sequence[LayerReport], loss: float, sound_input: bool = True) -> tuple[Finding, ...]:
-    """Returns what is wrong, worst first."""
-    if not_finite := _not_finite(rows, loss, sound_input):
-        return (not_finite,)
-    rules: Iterable[Callable[[Sequence[LayerReport]], Finding | None]]
-    rules = (_underflow, _slope, _dead, _saturated, _frozen)
-    return tuple(finding for rule in rules if (finding := rule(rows)) is not None)
+def findings_of(
+    rows: Sequence[LayerReport], loss: float, sound_input: bool = True, read_on: Mapping[str, str] = READ_ON
+) -> tuple[Finding, ...]:
+    """Returns what is wrong, worst first; `read_on` says for each kind of finding where it is explained."""
+    found = [_not_finite(rows, loss, sound_input)]
+    if found == [None]:
+        rules: tuple[Callable[[Sequence[LayerReport]], Finding | None], ...]
+        rules = (_underflow, _slope, _dead, _saturated, _frozen)
+        found = [rule(rows) for rule in rules]
+    return tuple(replace(one, read_on=read_on.get(one.kind, "")) for one in found if one is not None)
 
 
 def _finding(kind: str, rows: Iterable[LayerReport], evidence: str, rule: str, advice: str) -> Finding:
-    names = tuple(row.name for row in rows)
-    return Finding(kind, names, evidence, rule, THRESHOLDS.get(kind, nan), CHAPTERS[kind], advice)
+    return Finding(kind, tuple(row.name for row in rows), evidence, rule, THRESHOLDS.get(kind, nan), advice)
 
 
 def _not_finite(rows: Sequence[LayerReport], loss: float, sound_input: bool) -> Finding | None:

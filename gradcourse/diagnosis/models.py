@@ -20,9 +20,11 @@ __all__ = ["Form", "as_loss", "next_update"]
 
 
 class Form(NamedTuple):
-    """A model in one form: `loss(trainable, *given)` is a scalar, `trainable` holds what can be differentiated.
+    """A model in one form.
 
-    `given` is the batch, after the dummies of the model's own probes if it has any.
+    - `loss`: a function; `loss(trainable, *given)` is a scalar;
+    - `trainable`: the parameters that can be differentiated, a pytree;
+    - `given`: the batch, after the dummies of the model's own probes if it has any.
     """
 
     loss: Callable[..., Any]
@@ -33,18 +35,8 @@ class Form(NamedTuple):
 def as_loss(
     model_or_loss: Any, params: Any, batch: Any, loss: Callable[..., Any] | None, probes: Any, key: Any
 ) -> Form:
-    """Returns the model, or the loss, in the one form; errors as in `gradcourse.diagnose`."""
-    if not callable(model_or_loss):
-        raise TypeError(
-            f"model_or_loss={_short(model_or_loss)} is a {type(model_or_loss).__name__}; accepted is a function of the "
-            "parameters and the batch, a Flax NNX or Equinox module, or a network of gradcourse."
-        )
-    is_module = params is None and (is_from("flax", model_or_loss) or is_from("equinox", model_or_loss))
-    if params is None and not is_module:
-        raise TypeError(
-            "params=None is accepted for Flax NNX and Equinox modules alone, which hold their parameters. For a "
-            "function give the pytree that it takes first."
-        )
+    """Returns a model or a loss in the one form; arguments and errors are those of `gradcourse.diagnose`."""
+    is_module = _holds_its_parameters(model_or_loss, params)
     held = model_or_loss if is_module else params
     batch = batch if isinstance(batch, tuple) else () if batch is None else (batch,)
     given = batch if probes is None else (probes, *batch)
@@ -104,8 +96,24 @@ def next_update(optimizer: Any, state: Any, gradient: Any, params: Any) -> Any:
 # ---- Parameters
 
 
+def _holds_its_parameters(model_or_loss: Any, params: Any) -> bool:
+    """Whether the model is a module that is passed alone; raises for what is neither that nor a function."""
+    if not callable(model_or_loss):
+        raise TypeError(
+            f"model_or_loss={_short(model_or_loss)} is a {type(model_or_loss).__name__}; accepted is a function of the "
+            "parameters and the batch, a Flax NNX or Equinox module, or a network of gradcourse."
+        )
+    is_module = params is None and (is_from("flax", model_or_loss) or is_from("equinox", model_or_loss))
+    if params is None and not is_module:
+        raise TypeError(
+            "params=None is accepted for Flax NNX and Equinox modules alone, which hold their parameters. For a "
+            "function give the pytree that it takes first."
+        )
+    return is_module
+
+
 def _parted(held: Any) -> tuple[Any, Any, Callable[[Any, Any], Any]]:
-    """What can be differentiated, the rest, and the function that puts both together again."""
+    """The part of `held` that can be differentiated, the rest of it, and the function that puts both together again."""
     if _is_nnx(held):
         from flax import nnx
 
@@ -164,7 +172,7 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
 
 
 def _leaves_labels_over(function: Any, given: tuple[Any, ...], works: Callable[..., bool]) -> bool:
-    """Whether the function takes the parameters and what is given without its last part: then it is a model."""
+    """Whether a function has no use for the last part of what is given: then it is a model, and that are the labels."""
     if len(given) < 2:
         return False
     parameters = _parameters(function).values()
@@ -172,7 +180,7 @@ def _leaves_labels_over(function: Any, given: tuple[Any, ...], works: Callable[.
     if positional and all(one.kind is not one.VAR_POSITIONAL for one in parameters):
         required = sum(one.default is one.empty for one in positional)
         return required <= len(given) and (len(positional) == len(given) or required == len(given))
-    # Such as Flax's `module.apply(variables, *arguments)`: what works, tells.
+    # Functions such as Flax's `module.apply(variables, *arguments)` take any number: try which calls they accept.
     return not works(*given) and works(*given[:-1])
 
 

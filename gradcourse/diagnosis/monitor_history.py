@@ -1,20 +1,20 @@
 """What a monitor has seen of a training run: numbers per snapshot and layer, and how they are shown and written."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gradcourse._checks import known_name
-from gradcourse.course.claims import Table
-from gradcourse.tables import json_value
-
-if TYPE_CHECKING:
-    from gradcourse.diagnosis.report import Finding
+from gradcourse.diagnosis.findings import THRESHOLDS
+from gradcourse.diagnosis.reading import READ_ON
+from gradcourse.diagnosis.report import Finding
+from gradcourse.profile import Profile
+from gradcourse.tables import Table, json_value
 
 __all__ = ["MonitorHistory"]
 
@@ -23,29 +23,50 @@ SHOWN = 12  # layers, in a table or a plot
 
 @dataclass(frozen=True)
 class MonitorHistory:
-    """What a monitor has seen, in order of time, as NumPy arrays; `None` where this kind of monitor does not look.
+    """What a monitor has seen, in order of time; `None` where this kind of monitor does not look.
 
-    - `layers`: their names; `step`: how many steps had been taken before the one that was looked at, `(snapshot,)`;
-    - `log10_gradient`: the log10 norm of each layer's gradient, `(snapshot, layer)`; minus infinity where it is zero;
-    - `update_to_weight`: the norm of the update over that of the parameters; infinite where those are all zero, NaN
-      where the update is too or the optimiser was given no parameters;
-    - `zero_share`: the share of the gradient's entries that are exactly zero;
-    - `finite`: whether gradient, update and parameters were all finite;
+    - `step`: how many steps had been taken before the one that was looked at, `(snapshot,)`;
+    - `update_to_weight`: a profile `(snapshot, layer)` of the norm of the update over that of the parameters; infinite
+      where those are all zero, NaN where the update is too or the optimiser was given no parameters;
+    - `finite`: whether gradient, update and parameters were all finite, `(snapshot, layer)`;
+    - `gradient`: a profile of the norm of each layer's gradient, `(snapshot, layer)`;
+    - `zero_share`: the share of the gradient's entries that are exactly zero, `(snapshot, layer)`;
     - `loss`: what the step returned as such, `(snapshot,)`;
     - `seconds_per_step`: from the last snapshot's end to this one's, over the steps between, `(snapshot,)`: what the
       loop takes, with all else it does. NaN at the first snapshot, where the step is compiled.
 
-    Only a monitored optimiser knows gradients, only a monitored step knows loss and time.
+    Only a monitored optimiser knows gradients, only a wrapped step knows loss and time.
     """
 
-    layers: tuple[str, ...]
     step: Int[np.ndarray, " snapshot"]
-    update_to_weight: Float[np.ndarray, "snapshot layer"]
+    update_to_weight: Profile
     finite: Bool[np.ndarray, "snapshot layer"]
-    log10_gradient: Float[np.ndarray, "snapshot layer"] | None = None
+    gradient: Profile | None = None
     zero_share: Float[np.ndarray, "snapshot layer"] | None = None
     loss: Float[np.ndarray, " snapshot"] | None = None
     seconds_per_step: Float[np.ndarray, " snapshot"] | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers' names."""
+        return self.update_to_weight.layers
+
+    def values(self) -> dict[str, np.ndarray]:
+        """Returns all that was seen as plain arrays, with a snapshot's entries along the first axis.
+
+        They are called as the fields are; of the gradient it is `"log10_gradient"`, the log10 of the norm.
+        """
+        with np.errstate(over="ignore"):
+            ratio = 10.0**self.update_to_weight.log10_norm
+        seen = {
+            "loss": self.loss,
+            "seconds_per_step": self.seconds_per_step,
+            "log10_gradient": None if self.gradient is None else self.gradient.log10_norm,
+            "update_to_weight": ratio,
+            "zero_share": self.zero_share,
+            "finite": self.finite,
+        }
+        return {name: values for name, values in seen.items() if values is not None}
 
     def __repr__(self) -> str:
         count, depth = len(self.step), len(self.layers)
@@ -54,13 +75,12 @@ class MonitorHistory:
         head = f"{count} snapshot{'s'[: count != 1]} of {depth} layers, steps {self.step[0]} to {self.step[-1]}"
         when = sorted({0, count // 2, count - 1})
         columns: list[tuple[str, list[str]]] = [("layer", list(self.layers))]
-        for name, values in (("log10 gradient", self.log10_gradient), ("update/weight", self.update_to_weight)):
-            if values is None:
-                continue
-            for snapshot in when:
+        seen = self.values()
+        for name, heading in (("log10_gradient", "log10 gradient"), ("update_to_weight", "update/weight")):
+            for snapshot in when if name in seen else ():
                 label = f"step {self.step[snapshot]}"
-                words = [f"{value:.2g}" for value in values[snapshot]]
-                columns.append((f"{name}, {label}" if snapshot == when[0] else label, words))
+                words = [f"{value:.2g}" for value in seen[name][snapshot]]
+                columns.append((f"{heading}, {label}" if snapshot == when[0] else label, words))
         if self.zero_share is not None:
             columns.append(("zeros", [f"{share:.0%}" for share in self.zero_share[-1]]))
         columns.append(("finite", ["yes" if good else "NO" for good in np.all(self.finite, axis=0).tolist()]))
@@ -87,28 +107,26 @@ class MonitorHistory:
             "update_to_weight": ("update / weight", "y"),
             "zero_share": ("share of zeros in the gradient", ""),
         }
-        there = [name for name in words if getattr(self, name) is not None]
+        seen = self.values()
+        there = [name for name in words if name in seen]
         name = there[0] if quantity is None else known_name("quantity", quantity, there)
         (ylabel, log), shown = words[name], _thinned(len(self.layers))
-        values = getattr(self, name)[:, shown]
         layers = [self.layers[index] for index in shown]
-        values = np.where(np.isfinite(values), values, np.nan)
+        values = np.where(np.isfinite(seen[name]), seen[name], np.nan)[:, shown]
         return layers_over_steps(self.step, values, layers=layers, ylabel=ylabel, log=log)
 
-    def findings(self) -> "tuple[Finding, ...]":
+    def findings(self, read_on: Mapping[str, str] = READ_ON) -> tuple[Finding, ...]:
         """Returns what is wrong, by the rules of `diagnosis.findings`: layers that are not finite, or frozen.
 
         A layer is frozen whose `update_to_weight` is below the threshold at each of the last three snapshots; with
-        fewer there is no telling.
+        fewer there is no telling. `read_on` says for each kind of finding where it is explained.
 
-        >>> history = MonitorHistory(("a", "b"), np.arange(3), np.array([[1e-3, 1e-9]] * 3), np.ones((3, 2), bool))
+        >>> ratio = Profile.from_log10([[-3, -9]] * 3, layers=("a", "b"), quantity="update over weight")
+        >>> history = MonitorHistory(np.arange(3), ratio, np.ones((3, 2), bool))
         >>> for finding in history.findings():
         ...     print(finding.kind, finding.layers, finding.evidence)
         frozen ('b',) at step 2 the update of b is at most 1e-09 of its weights
         """
-        from gradcourse.diagnosis.findings import CHAPTERS, THRESHOLDS  # with them comes much of SciPy
-        from gradcourse.diagnosis.report import Finding
-
         found = []
         bad = np.logical_not(np.asarray(self.finite))
         if bad.any():
@@ -118,9 +136,9 @@ class MonitorHistory:
             evidence = f"NaN or infinity since step {self.step[first]}, first seen in {_listed(began)}"
             rule = "the gradient, the update or a parameter holds NaN or infinity at a snapshot"
             advice = "go back to a checkpoint from before that step, and diagnose it there."
-            found.append(Finding("not finite", names, evidence, rule, np.nan, CHAPTERS["not finite"], advice))
+            found.append(Finding("not finite", names, evidence, rule, np.nan, advice, read_on.get("not finite", "")))
         least = THRESHOLDS["frozen"]
-        last = self.update_to_weight[-3:]
+        last = self.values()["update_to_weight"][-3:]
         names = tuple(name for name, ratio in zip(self.layers, last.T, strict=True) if np.all(ratio < least))
         if names and len(last) == 3:
             most = max(last[-1][self.layers.index(name)] for name in names)
@@ -128,12 +146,12 @@ class MonitorHistory:
             evidence = f"at step {self.step[-1]} the update of {_listed(names)} is at most {most:.2g} of {few} weights"
             rule = f"update over weight is below {least:g} at each of the last three snapshots"
             advice = "raise the learning rate (of these layers), or look at why their gradient is small: diagnose it."
-            found.append(Finding("frozen", names, evidence, rule, least, CHAPTERS["frozen"], advice))
+            found.append(Finding("frozen", names, evidence, rule, least, advice, read_on.get("frozen", "")))
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the same as lists, for JSON: infinities as words, `None` for NaN and for what was not looked at."""
-        return json_value(asdict(self))
+        """Returns `layers`, `step` and `values` as lists, for JSON: infinities as words, `None` for NaN."""
+        return json_value({"layers": self.layers, "step": self.step, **self.values()})
 
     def write(self, writer: Any, prefix: str = "gradcourse") -> None:
         """Writes every scalar to `writer`, which has `add_scalar(tag, value, step)`, as TensorBoard's writers do.
@@ -145,9 +163,8 @@ class MonitorHistory:
         if isinstance(writer, str | Path):
             with _tensorboard(writer) as opened:
                 return self.write(opened, prefix)
-        for name in ("loss", "seconds_per_step", "log10_gradient", "update_to_weight", "zero_share", "finite"):
-            values = getattr(self, name)
-            for step, now in zip(self.step.tolist(), values if values is not None else (), strict=False):
+        for name, values in self.values().items():
+            for step, now in zip(self.step.tolist(), values, strict=True):
                 tags = [f"{prefix}/{name}"] if np.ndim(now) == 0 else [f"{prefix}/{name}/{one}" for one in self.layers]
                 for tag, value in zip(tags, np.atleast_1d(now), strict=True):
                     writer.add_scalar(tag, float(value), step)

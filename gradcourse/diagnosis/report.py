@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 
 from gradcourse._checks import known_name
-from gradcourse.course.claims import Table
-from gradcourse.plots import Figure, profiles
 from gradcourse.profile import Profile
-from gradcourse.tables import json_value
+from gradcourse.tables import Table, json_value
 
 __all__ = ["Finding", "LayerReport", "Report"]
 
@@ -30,11 +28,10 @@ class LayerReport:
 
     - `name`: its path in the parameter pytree; `parameters`: the paths of its parameters;
     - `shape`, `dtype`: of its activation $h$, batch included; `count`: of its parameters;
-    - `mean`, `deviation`: of the activation, over all its entries;
-    - `saturated`: share of entries where the slope of the activation function is below 5 % of its steepest, for
-      functions that level off on both sides (others have no tails: 0);
-    - `silent`: share of units whose slope is exactly 0 on every example; `dead`: share of units that would still be
-      so if their pre-activation went 4 of its standard deviations over the batch further, on either side;
+    - `mean`, `spread`: mean and standard deviation of the activation, over all its entries;
+    - `saturated`: share of entries in the tails of the activation function; `silent`, `dead`: share of units that pass
+      nothing back on this batch, and of those that would not further out either. They are defined in
+      `gradcourse.measure.units.activation_statistics`;
     - `log10_activation_gradient`: $\log_{10} \|\partial C/\partial h\|$, of the loss $C$ as it was given, over the
       whole batch; `log10_parameter_gradient`: the same for its parameters. Minus infinity where it is exactly 0;
     - `update_to_weight`: norm of the optimiser's update over that of the parameters;
@@ -51,7 +48,7 @@ class LayerReport:
     dtype: str
     count: int
     mean: float
-    deviation: float
+    spread: float
     saturated: float
     dead: float
     silent: float
@@ -70,9 +67,9 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: its kind, where, how it shows, by which rule, where to read on and what helps.
+    """One thing that is wrong: its kind, where, how it shows, by which rule, what helps, and where to read on.
 
-    `chapter` is the name of a page of the course, `threshold` that of `gradcourse.diagnosis.findings`.
+    `threshold` is that of `gradcourse.diagnosis.findings`; `read_on` may be empty.
     """
 
     kind: str
@@ -80,20 +77,21 @@ class Finding:
     evidence: str
     rule: str
     threshold: float
-    chapter: str
     advice: str
+    read_on: str = ""
 
-    @property
-    def read_on(self) -> str:
-        """The chapter of the course that explains it."""
-        number, _, title = self.chapter.partition("_")
-        return f"chapter {int(number)} of the course, {title.replace('_', ' ')}"
+    def parts(self) -> list[tuple[str, str]]:
+        """Returns what is told beside the evidence: headings with their text."""
+        told = (("Rule", self.rule), ("What usually helps", self.advice), ("Read on", self.read_on))
+        return [(heading, text) for heading, text in told if text]
 
     def __str__(self) -> str:
-        return (
-            f"{self.kind.upper()}: {self.evidence}\n  Rule: {self.rule}\n  What usually helps: {self.advice}\n"
-            f"  Read on: {self.read_on}"
-        )
+        further = [f"\n  {heading}: {text}" for heading, text in self.parts()]
+        return f"{self.kind.upper()}: {self.evidence}" + "".join(further)
+
+    def _repr_html_(self) -> str:
+        further = [f"<br><em>{heading}:</em> {escape(text)}" for heading, text in self.parts()]
+        return f"<strong>{escape(self.kind)}</strong>: {escape(self.evidence)}" + "".join(further)
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ class Report:
             "activation": ["x".join(map(str, row.shape)) for row in rows],
             "parameters": [f"{row.count:,}" if row.count else "-" for row in rows],
             "mean": [_number(row.mean, digits) for row in rows],
-            "spread": [_number(row.deviation, digits) for row in rows],
+            "spread": [_number(row.spread, digits) for row in rows],
             "saturated": [_share(row.saturated) for row in rows],
             "silent": [_share(row.silent) for row in rows],
             "dead": [_share(row.dead) for row in rows],
@@ -188,11 +186,7 @@ class Report:
             + "</tr>"
             for first, *rest in table.rows
         )
-        findings = "".join(
-            f"<li><strong>{escape(one.kind)}</strong>: {escape(one.evidence)}<br><em>Rule:</em> {escape(one.rule)}<br>"
-            f"<em>What usually helps:</em> {escape(one.advice)}<br><em>Read on:</em> {escape(one.read_on)}</li>"
-            for one in self.findings
-        )
+        findings = "".join(f"<li>{one._repr_html_()}</li>" for one in self.findings)
         verdict = f"<ol>{findings}</ol>" if findings else "<p>No problem was found.</p>"
         summary = "<br>".join(map(escape, self._summary()))
         return (
@@ -203,8 +197,10 @@ class Report:
             f"<tbody>{rows}</tbody></table></div><p>{summary}</p>{verdict}</div>"
         )
 
-    def plot(self, *, title: str = "") -> Figure:
+    def plot(self, *, title: str = "") -> Any:
         """Returns a figure: log10 norm of the gradient at every layer, of activations and of parameters."""
+        from gradcourse.plots import profiles  # with it comes matplotlib
+
         names = tuple(row.name for row in self.layers)
         curves = {"activations": "log10_activation_gradient", "parameters": "log10_parameter_gradient"}
         measured = {

@@ -1,8 +1,12 @@
-"""The rows of a report on a network of this package: gradients in the log domain, whatever the depth."""
+"""The rows of a report: of any program whose layers are known, and of a network of this package.
 
-from collections.abc import Callable
+Of a program the gradients' norms are those of autodiff. Of a network they are measured in the log domain, whatever its
+depth.
+"""
+
+from collections.abc import Callable, Mapping
 from functools import partial
-from math import log, log10, nan, prod
+from math import inf, log, nan, prod
 from typing import Any
 
 import jax
@@ -10,43 +14,90 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from gradcourse._logdomain import log2_norms, share_lost
+from gradcourse._logdomain import log2_norms, share_lost, sum_of_squares
+from gradcourse.diagnosis.measuring import Measured, combined_log2, squares_by_layer
 from gradcourse.diagnosis.models import next_update
 from gradcourse.diagnosis.report import LayerReport
-from gradcourse.diagnosis.tracing import parameter_paths
+from gradcourse.diagnosis.tracing import Program, parameter_paths
 from gradcourse.measure.gradients import (
-    CROSS_ENTROPY,
     activation_gradient_norms,
     layer_squares,
     parameter_gradient_norms,
     update_to_weight_ratios,
 )
 from gradcourse.measure.jacobians import layer_jacobian_norms
-from gradcourse.measure.units import activation_statistics
-from gradcourse.nn.layers import Layer
+from gradcourse.measure.units import statistics_of
 from gradcourse.nn.network import Network, Params
-from gradcourse.probes import squares
+from gradcourse.profile import LOG10_OF_2
 
-__all__ = ["own_rows"]
+__all__ = ["network_rows", "program_rows"]
 
-LOG10_OF_2 = log10(2)
+STATISTICS = ("mean", "spread", "saturated", "silent", "dead")
 
 
-def own_rows(
+def program_rows(program: Program, trainable: Any, measured: Measured, updates: Any) -> list[LayerReport]:
+    """Returns a row per layer and turn, in the order of the program; `updates` are an optimiser's, or `None`."""
+    squares_of = jax.jit(partial(squares_by_layer, program))
+    weights = jax.device_get(squares_of(trainable))
+    moved = None if updates is None else jax.device_get(squares_of(updates))
+    sizes = dict(zip(parameter_paths(trainable), map(jnp.size, jax.tree.leaves(trainable)), strict=True))
+    counts, waiting, arrays = [], [], []
+    for index, layer in enumerate(program.layers):
+        counts.append(sum(sizes[p] // (prod(layer.turns) if p in layer.sliced else 1) for p in layer.parameters))
+        weight, (activation, parameter) = combined_log2(weights[index], layer.turns), measured.true[index]
+        missing = np.full(layer.turns, nan)
+        ratio = missing
+        if moved is not None and layer.parameters:
+            with np.errstate(invalid="ignore", over="ignore"):
+                ratio = np.exp2(combined_log2(moved[index], layer.turns) - weight)
+        waiting.append(
+            any(
+                path in layer.weights and not np.any(own.square) and np.any(gradient.square)
+                for path, own, gradient in zip(layer.parameters, weights[index], measured.squares[index], strict=True)
+            )
+        )
+        arrays.append(
+            {"gain": missing, "gain_error": missing}
+            | measured.seen[index]
+            | {
+                "log10_activation_gradient": activation * LOG10_OF_2,
+                "log10_parameter_gradient": parameter * LOG10_OF_2 if counts[-1] else missing,
+                "update_to_weight": ratio,
+                "lost": np.maximum(*map(share_lost, measured.norms[index], measured.true[index])),
+                "finite": measured.seen[index]["finite"] == 1,
+                "finite_parameters": weight < inf,
+            }
+        )
+    found = [(program.layers[index], index, turn) for index, turn in program.order()]
+    return _rows(
+        {
+            "name": [layer.name + "".join(f"[{one}]" for one in turn) for layer, _, turn in found],
+            "parameters": [layer.parameters for layer, _, _ in found],
+            "shape": [layer.shape for layer, _, _ in found],
+            "dtype": [str(layer.dtype) for layer, _, _ in found],
+            "count": [counts[index] for _, index, _ in found],
+            "units": [
+                prod(layer.shape[axis] for axis in layer.units) if counts[index] else 0 for layer, index, _ in found
+            ],
+            "in_chain": [layer.is_product for layer, _, _ in found],
+            "waiting": [waiting[index] for _, index, _ in found],
+            **{name: [np.asarray(arrays[index][name])[turn] for _, index, turn in found] for name in arrays[0]},
+        }
+    )
+
+
+def network_rows(
     network: Network,
     params: Params,
-    batch: Any,
-    loss: Callable[..., Any] | None,
+    x: Any,
+    y: Any,
+    loss: Callable[..., Any],
     optimizer: Any,
     optimizer_state: Any,
     directions: int,
     key: PRNGKeyArray,
 ) -> tuple[list[LayerReport], float]:
-    """Returns a row per layer, and the mean loss of the batch `(x, y)`; `loss(output, label)` is of one example."""
-    if not isinstance(batch, tuple) or len(batch) != 2:
-        raise TypeError(f"batch={batch!r} is not accepted for a network; give (inputs, labels).")
-    x, y = batch
-    loss = CROSS_ENTROPY if loss is None else loss
+    """Returns a row per layer, and the mean loss of the batch; `loss(output, label)` is of one example."""
     at_inputs = activation_gradient_norms(network, params, x, y, loss=loss)
     by_parameters = parameter_gradient_norms(network, params, x, y, loss=loss)
     gains = layer_jacobian_norms(network, params, x, probes=max(directions, 2), key=key)
@@ -60,63 +111,47 @@ def own_rows(
     at_output = jax.grad(lambda output: jax.vmap(loss)(output, y).mean())(output)
     # The engine's norms are per example; a report's are of the gradient of the mean, over the whole batch.
     of_batch = at_inputs.log10_norm - np.log10(len(x)) / 2
-    activation = [*of_batch[1:], log2_norms(squares(at_output)) * LOG10_OF_2]
     names = network.layer_names
-    true = dict(zip(by_parameters.layers, by_parameters.log10_norm, strict=True))
-    plain = log2_norms(layer_squares(gradient))
-    lost = dict(zip(true, share_lost(plain, by_parameters.log10_norm / LOG10_OF_2), strict=True))
-    ratio = dict.fromkeys(names, nan)
+
+    def at_every_layer(values: Any, missing: float) -> list[float]:
+        """Values of the layers with parameters, and what is told of the others."""
+        there = dict(zip(by_parameters.layers, np.asarray(values, np.float64), strict=True))
+        return [there.get(name, missing) for name in names]
+
+    ratios = np.full(len(by_parameters.layers), nan)
     if optimizer is not None:
-        ratios = update_to_weight_ratios(network, params, next_update(optimizer, optimizer_state, gradient, params))
-        ratio |= dict(zip(ratios.layers, 10.0**ratios.log10_norm, strict=True))
-    units = dict(zip(names, _statistics(network, params, x), strict=True))
-    per_layer = [(p, stage) for p, stage in zip(params, network.stages, strict=True) for _ in range(stage.repeats)]
-    rows = []
-    for index, (name, (p, stage)) in enumerate(zip(names, per_layer, strict=True)):
-        shape = stage.layer.output_shape(stage.shape)
-        found = units[name]
-        gain = 10.0 ** (2 * gains.log10_norm[index]) / prod(shape)
-        rows.append(
-            LayerReport(
-                name=name,
-                parameters=tuple(f"{name} {path}" for path in parameter_paths(p)),
-                shape=(len(x), *shape),
-                dtype=str(jnp.result_type(*jax.tree.leaves(params), x)),
-                count=sum(prod(leaf.shape[1:]) for leaf in jax.tree.leaves(p)),
-                mean=float(found["mean"]),
-                deviation=float(found["deviation"]),
-                saturated=float(found["saturated"]),
-                dead=float(found["dead"]),
-                silent=float(found["silent"]),
-                log10_activation_gradient=float(activation[index]),
-                log10_parameter_gradient=float(true.get(name, nan)),
-                update_to_weight=float(ratio[name]),
-                gain=float(gain),
-                gain_error=float(gain * 2 * log(10) * np.asarray(gains.standard_error)[index]),
-                lost=float(lost.get(name, 0.0)),
-                units=int(shape[-1]) if stage.layer.activation is not None else 0,
-                in_chain=bool(p),
-            )
-        )
+        updates = next_update(optimizer, optimizer_state, gradient, params)
+        ratios = 10.0 ** update_to_weight_ratios(network, params, updates).log10_norm
+    plain = log2_norms(layer_squares(gradient))
+    shapes = [stage.layer.output_shape(stage.shape) for stage in network.stages for _ in range(stage.repeats)]
+    layers = [(name, *one, shape) for name, one, shape in zip(names, network.layers(params), shapes, strict=True)]
+    gain = 10.0 ** (2 * gains.log10_norm) / [prod(shape) for shape in shapes]
+    statistics = jax.device_get(statistics_of(network, params, x))
+    rows = _rows(
+        {
+            "name": names,
+            "parameters": [tuple(f"{name} {path}" for path in parameter_paths(p)) for name, _, p, _ in layers],
+            "shape": [(len(x), *shape) for shape in shapes],
+            "dtype": [str(jnp.result_type(*jax.tree.leaves(params), x))] * len(names),
+            "count": [sum(leaf.size for leaf in jax.tree.leaves(p)) for _, _, p, _ in layers],
+            "units": [shape[-1] if layer.activation is not None else 0 for _, layer, _, shape in layers],
+            "in_chain": [bool(p) for _, _, p, _ in layers],
+            **{name: getattr(statistics, name) for name in STATISTICS},
+            "log10_activation_gradient": [*of_batch[1:], log2_norms(sum_of_squares([at_output])) * LOG10_OF_2],
+            "log10_parameter_gradient": at_every_layer(by_parameters.log10_norm, nan),
+            "update_to_weight": at_every_layer(ratios, nan),
+            "gain": gain,
+            "gain_error": gain * 2 * log(10) * np.asarray(gains.standard_error),
+            "lost": at_every_layer(share_lost(plain, by_parameters.log10_norm / LOG10_OF_2), 0.0),
+        }
+    )
     return rows, float(value)
 
 
-@partial(jax.jit, static_argnums=0)
-def _stacked_statistics(network: Network, params: Params, x: Array) -> list[dict[str, Array]]:
-    def step(layer: Layer, p: Any, h: Array) -> tuple[Array, dict[str, Array]]:
-        s = layer.preactivation(p, h)
-        function = layer.activation if layer.activation is not None else lambda s: s
-        value = layer.apply(p, h)
-        return value, activation_statistics(s, function, value, (s.ndim - 1,))
-
-    return network.scan(step, params, x)[1]
-
-
-def _statistics(network: Network, params: Params, x: Array) -> list[dict[str, Any]]:
-    """Per layer, how its units stand on the batch."""
-    stages = jax.device_get(_stacked_statistics(network, params, x))
-    return [
-        {name: values[index] for name, values in found.items()}
-        for found, stage in zip(stages, network.stages, strict=True)
-        for index in range(stage.repeats)
-    ]
+def _rows(columns: Mapping[str, Any]) -> list[LayerReport]:
+    """A row per entry of the columns, which bear the names of a `LayerReport`'s fields."""
+    plain = {
+        name: [entry.item() if isinstance(entry, np.generic | np.ndarray) else entry for entry in column]
+        for name, column in columns.items()
+    }
+    return [LayerReport(**dict(zip(plain, row, strict=True))) for row in zip(*plain.values(), strict=True)]

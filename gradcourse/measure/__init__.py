@@ -15,7 +15,7 @@ from gradcourse.measure.jacobians import (
     log_gain_split,
 )
 from gradcourse.measure.singular_values import backward_singular_values, layer_singular_values
-from gradcourse.measure.statistics import UnitStatistics, silent_units, unit_statistics
+from gradcourse.measure.units import UnitStatistics, silent_units, unit_statistics
 
 __all__ = [
     "GainSplit",

@@ -1,11 +1,12 @@
-"""Data that ships with the course's dependencies: nothing is downloaded.
+"""What minibatches are drawn from, and the digits that ship with scikit-learn: nothing is downloaded.
 
 >>> data = digits()
 >>> data.x_train.shape, data.x_test.shape
 ((1437, 64), (360, 64))
 """
 
-from typing import NamedTuple
+from functools import lru_cache
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,18 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gradcourse._checks import positive_integer
 
-__all__ = ["Dataset", "digits"]
+__all__ = ["Data", "Dataset", "digits"]
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What minibatches are drawn from: a `Dataset`, a `Shapeset`, or anything of yours with this method.
+
+    It must be a pytree; `jax.tree_util.register_static` makes one of a class that holds no arrays.
+    """
+
+    def batch(self, size: int, *, key: PRNGKeyArray) -> tuple[Array, Array]:
+        """Returns `size` examples and their labels, drawn by `key`."""
 
 
 class Dataset(NamedTuple):
@@ -46,11 +58,16 @@ def digits(*, images: bool = False) -> Dataset:
     >>> x.shape, float(x.min()), float(x.max())
     ((1437, 8, 8, 1), -1.0, 1.0)
     """
+    pixels, labels = _shuffled_digits()
+    x, y = jnp.asarray(pixels.reshape(-1, 8, 8, 1) if images else pixels), jnp.asarray(labels)
+    return Dataset(x[:1437], y[:1437], x[1437:], y[1437:])
+
+
+@lru_cache(maxsize=1)
+def _shuffled_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels, read once; in NumPy's double precision, whatever that of the run."""
     from sklearn.datasets import load_digits  # takes a second, which only those who want the digits should pay
 
     source = load_digits()
     order = np.random.default_rng(0).permutation(len(source.target))
-    x, y = jnp.asarray(source.data[order] / 8 - 1), jnp.asarray(source.target[order])
-    if images:
-        x = x.reshape(-1, 8, 8, 1)
-    return Dataset(x[:1437], y[:1437], x[1437:], y[1437:])
+    return source.data[order] / 8 - 1, source.target[order]

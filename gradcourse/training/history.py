@@ -4,7 +4,7 @@ Gradients come out of one ordinary `jax.grad` through rescaling probes (`gradcou
 is seen for what it is, in float32.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
@@ -15,14 +15,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gradcourse._logdomain import times_power
 from gradcourse.measure.gradients import layer_squares, layers_with, update_to_weight_ratios
-from gradcourse.measure.statistics import UnitStatistics, statistics_of
+from gradcourse.measure.units import UnitStatistics, statistics_of
 from gradcourse.nn.layers import Layer
 from gradcourse.nn.network import Network, Params, joined
-from gradcourse.probes import RescalingProbe, exponents, profile, rescale
 from gradcourse.profile import Profile
+from gradcourse.rescaling import RescalingProbe, exponents, profile, rescale
 from gradcourse.training.runs import NEVER
 
-__all__ = ["History", "Present", "masked", "observe"]
+__all__ = ["History", "Present", "masked", "snapshot"]
 
 Present = tuple[Bool[Array, "..."], ...] | None  # per stage, which of its layers are there; None: all are
 
@@ -41,7 +41,8 @@ class History:
       infinite where it has overflowed;
     - `units`: each layer's share of silent and of saturated units, and the mean and spread of what it puts out;
     - `batch_loss`: the minibatch's loss at every step, `(*run, step)`;
-    - `diverged_at`: as in `training.runs.Run`. Once a run has diverged, all else is of its last sound parameters.
+    - `diverged_at`: as in `training.runs.Run`. Once a run has diverged, all else is of its last sound parameters;
+    - `observed`: what the argument `observe` of `train` gave, `(snapshot, ...)`; `None` without.
 
     Profiles and `units` have the axes `(*run, snapshot, layer)`; layers that a sweep has left out are NaN.
     """
@@ -55,6 +56,7 @@ class History:
     units: UnitStatistics
     batch_loss: Any
     diverged_at: Any
+    observed: Any = None
 
     @property
     def diverged(self) -> Bool[Array, "*run"]:
@@ -83,24 +85,19 @@ class History:
                 f"later begins at step {later.step[0]}; accepted is {self.step[-1]}, where this history ends."
             )
 
-        def joined(axis: int, seam: int) -> Any:
-            def join(one: Array, other: Array) -> Array:
-                rest = jax.lax.slice_in_dim(other, seam, None, axis=axis % other.ndim)
-                return jnp.concatenate([one, rest], axis=axis)
+        def join(name: str, first: int, axis: int) -> Any:
+            def joined(one: Array, other: Array) -> Array:
+                return jnp.concatenate([one, jax.lax.slice_in_dim(other, first, None, axis=axis)], axis=axis)
 
-            return join
+            return jax.tree.map(joined, getattr(self, name), getattr(later, name))
 
-        # The snapshot where they meet is in both.
-        places = {"step": (0, 1), "loss": (-1, 1), "accuracy": (-1, 1), "batch_loss": (-1, 0)}
-        places |= dict.fromkeys(("activation_gradient", "parameter_gradient", "update_to_weight", "units"), (-2, 1))
-        parts = {
-            name: jax.tree.map(joined(*place), getattr(self, name), getattr(later, name))
-            for name, place in places.items()
-        }
-        return replace(later, **parts)
+        runs = self.diverged_at.ndim
+        seen = {field.name for field in fields(self)} - {"step", "batch_loss", "diverged_at"}
+        parts = {name: join(name, 1, runs) for name in seen}  # the snapshot where they meet is in both
+        return replace(later, step=join("step", 1, 0), batch_loss=join("batch_loss", 0, runs), **parts)
 
 
-def observe(
+def snapshot(
     network: Network,
     params: Params,
     optimizer: optax.GradientTransformation,
@@ -114,13 +111,19 @@ def observe(
     To be called inside `jit`. Cost: three forward passes and one backward pass. Layers that are not `present` hand on
     what they are given, and are NaN here.
     """
-    differentiated = jax.value_and_grad(_loss, argnums=(1, 2), has_aux=True)
-    (loss, logits), (gradient, found) = differentiated(network, params, _probes(network, x.dtype), x, y, present)
-    chain = joined(found)
+
+    def mean_loss(params: Params, at_inputs: list[RescalingProbe], at_output: RescalingProbe) -> tuple[Array, Array]:
+        logits = rescale(masked(network, params, x, present, at_inputs), at_output)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, y).mean(), logits
+
+    at_inputs = [RescalingProbe.zeros(stage.repeats, dtype=x.dtype) for stage in network.stages]
+    differentiated = jax.value_and_grad(mean_loss, argnums=(0, 1, 2), has_aux=True)
+    (loss, logits), (gradient, found, last) = differentiated(params, at_inputs, RescalingProbe.zeros(dtype=x.dtype))
+    chain = joined([*found, last[None]])
     everywhere = profile(chain, (*network.layer_names, "output"), quantity="gradient of the loss at each layer's input")
-    at_inputs = jax.tree.map(lambda leaf: leaf[:-1], everywhere)
+    inputs = jax.tree.map(lambda leaf: leaf[:-1], everywhere)
     # Not of the mean over examples, but of one example's loss.
-    activation = replace(at_inputs, fraction=at_inputs.fraction + jnp.log2(len(x)) / 2, layers=network.layer_names)
+    activation = replace(inputs, fraction=inputs.fraction + jnp.log2(len(x)) / 2, layers=network.layer_names)
     # What lies before a probe has a gradient divided by the powers of two from there on.
     powers = exponents(chain)[1:]
     layers, squared = layers_with(network, params, "all"), layer_squares(gradient)
@@ -148,9 +151,15 @@ def observe(
 
 
 def masked(
-    network: Network, params: Params, x: Float[Array, "batch *shape"], present: Present
+    network: Network,
+    params: Params,
+    x: Float[Array, "batch *shape"],
+    present: Present,
+    probes: list[RescalingProbe] | None = None,
 ) -> Float[Array, "batch *output"]:
     """Returns the network's output; layers that are not `present` hand on what they are given.
+
+    With `probes`, one stack for each stage, every layer's input passes a rescaling probe.
 
     >>> import gradcourse as gc
     >>> network, x = gc.mlp(4, [4] * 3, 2), jnp.ones((1, 4))
@@ -160,40 +169,18 @@ def masked(
     >>> bool(jnp.allclose(shallow, gc.mlp(4, [4], 2).apply((first, readout), x)))
     True
     """
-    if present is None:
+    if present is None and probes is None:
         return network.apply(params, x)
 
     def step(layer: Layer, one: Any, h: Array) -> tuple[Array, None]:
-        p, there = one
-        return _unless_absent(layer.apply(p, h), h, there), None
-
-    return network.scan(step, tuple(zip(params, present, strict=True)), x)[0]
-
-
-def _loss(
-    network: Network, params: Params, probes: list[RescalingProbe], x: Array, y: Array, present: Present
-) -> tuple[Array, Array]:
-    """The mean cross-entropy and the logits, past a rescaling probe at every layer's input and at the output."""
-
-    def step(layer: Layer, one: Any, h: Array) -> tuple[Array, None]:
-        p, probe, there = one
+        p, there, probe = one
         h = rescale(h, probe)
-        return _unless_absent(layer.apply(p, h), h, there), None
+        output = layer.apply(p, h)
+        # A layer that changes the shape is always there.
+        return output if there is None or output.shape != h.shape else jnp.where(there, output, h), None
 
-    *at_inputs, at_output = probes
-    everywhere = (None,) * len(params) if present is None else present
-    h, _ = network.scan(step, tuple(zip(params, at_inputs, everywhere, strict=True)), x)
-    logits = rescale(h, at_output[0])
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, y).mean(), logits
-
-
-def _probes(network: Network, dtype: Any) -> list[RescalingProbe]:
-    return [RescalingProbe.zeros(repeats, dtype=dtype) for repeats in (*(s.repeats for s in network.stages), 1)]
-
-
-def _unless_absent(output: Array, h: Array, there: Array | None) -> Array:
-    """The layer's output where it is there, else its input; a layer that changes the shape is always there."""
-    return output if there is None or output.shape != h.shape else jnp.where(there, output, h)
+    everywhere: Any = (None,) * len(params)
+    return network.scan(step, tuple(zip(params, present or everywhere, probes or everywhere, strict=True)), x)[0]
 
 
 def _times_powers(network: Network, gradient: Params, powers: Int[Array, " layer"]) -> Params:

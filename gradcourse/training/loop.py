@@ -14,38 +14,29 @@
 True
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from tqdm import tqdm
 
-from gradcourse._checks import known_false, positive_integer, traced
+from gradcourse._checks import positive_integer, traced
 from gradcourse.nn.network import Network, Params
-from gradcourse.training.history import History, Present, masked, observe
+from gradcourse.training.arguments import checked_looks, checked_rate, checked_watch
+from gradcourse.training.data import Data
+from gradcourse.training.descent import all_finite, descend
+from gradcourse.training.history import History, Present, masked, snapshot
 from gradcourse.training.runs import NEVER, Optimizer, Run, with_rate
 
-__all__ = ["Data", "accuracy", "cross_entropy", "train"]
+__all__ = ["Observe", "accuracy", "advanced", "cross_entropy", "in_pieces", "train"]
 
-WATCHED = 500  # examples that are watched where nobody says which
 PIECES = 50  # of a run that shows its progress
-
-
-@runtime_checkable
-class Data(Protocol):
-    """What minibatches are drawn from: a `Dataset`, a `Shapeset`, or anything of yours with this method.
-
-    It must be a pytree; `jax.tree_util.register_static` makes one of a class that holds no arrays.
-    """
-
-    def batch(self, size: int, *, key: PRNGKeyArray) -> tuple[Array, Array]:
-        """Returns `size` examples and their labels, drawn by `key`."""
+Observe = Callable[[Network, Params, Array, Array], Any]  # of (network, params, x, y), the watched examples
 
 
 @partial(jax.jit, static_argnums=0)
@@ -74,7 +65,9 @@ def train(
     learning_rate: float | Float[Array, ""] | None = None,
     batch_size: int = 32,
     every: int | None = None,
+    looks: Sequence[int] | Int[Any, " look"] | None = None,
     watch: tuple[Any, Any] | None = None,
+    observe: Observe | None = None,
     key: PRNGKeyArray | None = None,
     progress: bool = True,
 ) -> tuple[Run, History]:
@@ -85,21 +78,37 @@ def train(
     rate, such as `optax.sgd`; then `learning_rate` is an argument of the compiled program, which serves every rate.
     The loss is the mean cross-entropy.
 
-    Snapshots are taken at the start and every `every` steps (by default at the end), on the examples `watch`, a pair
-    `(x, y)`; by default 500 that the key draws from `data`. One costs three forward passes and a backward pass of
-    these. On a terminal, not in notebooks, a bar shows the `progress`.
+    Snapshots are taken at the start and every `every` steps (by default at the end), or after as many steps as `looks`
+    says: increasing whole numbers, counted from here, of which the last is `steps`. They are taken on the examples
+    `watch`, a pair `(x, y)`; by default 500 that the key draws from `data`. One costs three forward passes and a
+    backward pass of these. On a terminal, not in notebooks, a bar shows the `progress`, unless there are `looks`.
 
-    Raises `ValueError` where `every` does not divide `steps`, and `ValueError` or `TypeError` for parameters or data
-    that do not fit the network, a missing key and a missing or superfluous learning rate.
+    `observe(network, params, x, y)` is what else you want to see of these examples: any function of arrays, such as
+    those of this package, that returns a pytree of arrays or a `Profile`. The history's `observed` holds what it gave
+    at every snapshot. Give the same function each time: a new one is a new program to compile.
+
+    >>> from gradcourse.nn.network import mlp
+    >>> from gradcourse.training.data import digits
+    >>> network, key = mlp(64, [16], 10, activation="tanh", init="glorot_uniform"), jax.random.key(0)
+    >>> def norm_of_weights(network, params, x, y):
+    ...     return jnp.stack([jnp.linalg.norm(stage["weight"]) for stage in params])
+    >>> arguments = network, network.init(key=key), digits(), optax.sgd(0.1)
+    >>> _, history = train(*arguments, steps=100, looks=[0, 10, 100], observe=norm_of_weights, key=key)
+    >>> history.step.tolist(), history.observed.shape
+    ([0, 10, 100], (3, 2))
+
+    Raises `ValueError` where `every` does not divide `steps` or `looks` do not lead up to it, and `ValueError` or
+    `TypeError` for parameters or data that do not fit the network, a missing key and a missing or superfluous learning
+    rate.
     """
     steps, batch_size = positive_integer("steps", steps), positive_integer("batch_size", batch_size)
-    every = checked_every(every, steps)
+    chosen = checked_looks(steps, every=every, looks=looks)
     rate = checked_rate(optimizer, learning_rate)
     run = _started(start, with_rate(optimizer, rate), key)
     watched = checked_watch(network, run.params, data, watch, run.key)
-    program = partial(advanced, network, optimizer, batch_size, every, False)
-    shown = progress and not traced((run, rate))
-    return in_pieces(lambda run, steps: program(steps, data, watched, run, rate, None), run, steps, every, shown)
+    program = partial(advanced, network, optimizer, batch_size, False, observe)
+    shown = progress and looks is None and not traced((run, rate))
+    return in_pieces(lambda run, looks: program(looks, data, watched, run, rate, None), run, chosen, shown)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
@@ -107,47 +116,38 @@ def advanced(
     network: Network,
     optimizer: Optimizer,
     batch_size: int,
-    every: int,
     many: bool,
-    steps: int,
+    observe: Observe | None,
+    looks: tuple[int, ...],
     data: Data,
     watched: tuple[Array, Array],
     run: Run,
     rate: Float[Array, "*run"],
     present: Present,
 ) -> tuple[Run, History]:
-    """`train` without its checks; with `many`, `run`, `rate` and `present` have a leading axis of runs."""
+    """Returns what `train` does, without its checks; with `many`, `run`, `rate` and `present` have an axis of runs."""
 
     def see(run: Run, rate: Array, present: Present) -> dict[str, Any]:
-        return observe(network, run.params, with_rate(optimizer, rate), run.optimizer_state, *watched, present)
+        seen = snapshot(network, run.params, with_rate(optimizer, rate), run.optimizer_state, *watched, present)
+        return seen | {"observed": None if observe is None else observe(network, run.params, *watched)}
 
-    def go_on(run: Run, rate: Array, present: Present) -> tuple[Run, Array]:
-        step = partial(_step, network, with_rate(optimizer, rate), data, batch_size, present)
-        return lax.scan(lambda run, _: step(run), run, length=every)
+    def step(run: Run, rate: Array, present: Present) -> tuple[Run, Array]:
+        return _step(network, with_rate(optimizer, rate), data, batch_size, present, run)
 
-    def stay(run: Run, rate: Array, present: Present) -> tuple[Run, Array]:
-        return run, jnp.zeros(every, watched[0].dtype)
+    def of_all(one: Callable[[Run, Array, Present], Any], run: Run) -> Any:
+        return (jax.vmap(one) if many else one)(run, rate, present)
 
-    def lifted(one: Callable[[Run, Array, Present], Any]) -> Callable[[Run, Array, Present], Any]:
-        return jax.vmap(one) if many else one
+    def update(index: Array, state: tuple[Run, Array]) -> tuple[Run, Array]:
+        run, losses = state
+        run, loss = of_all(step, run)
+        return run, lax.dynamic_update_index_in_dim(losses, loss, index, axis=losses.ndim - 1)
 
-    def block(run: Run, index: Array) -> tuple[Run, tuple[dict[str, Any], Array]]:
-        seen = lifted(see)(run, rate, present)
-        # The last block only looks: one program for both is compiled in two thirds of the time of two.
-        run, losses = lax.cond(index < blocks, lifted(go_on), lifted(stay), run, rate, present)
-        return run, (seen, losses)
-
-    blocks = steps // every
-    first = jnp.ravel(run.step)[0]
-    run, (seen, losses) = lax.scan(block, run, jnp.arange(blocks + 1))
+    losses = jnp.zeros((*run.step.shape, looks[-1]), watched[0].dtype)
+    (last, losses), seen, _ = descend(update, (run, losses), looks, lambda state: of_all(see, state[0]))
     if many:  # the runs' axis in front
-        seen, losses = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), (seen, losses))
-    return run, History(
-        step=first + every * jnp.arange(blocks + 1),
-        batch_loss=losses[..., :-1, :].reshape(*run.step.shape, steps),
-        diverged_at=run.diverged_at,
-        **seen,
-    )
+        seen = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), seen)
+    first = jnp.ravel(run.step)[0]
+    return last, History(step=first + jnp.asarray(looks), batch_loss=losses, diverged_at=last.diverged_at, **seen)
 
 
 def _step(
@@ -169,8 +169,7 @@ def _step(
     updates, state = optimizer.update(gradient, run.optimizer_state, run.params)
     new = optax.apply_updates(run.params, updates)
     here = jnp.isfinite(loss)
-    sound = here & jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), new))
-    moving = sound & (run.diverged_at == NEVER)
+    moving = here & all_finite(new) & (run.diverged_at == NEVER)
 
     def chosen(condition: Array, one: Any, other: Any) -> Any:
         return jax.tree.map(partial(jnp.where, condition), one, other)
@@ -187,82 +186,25 @@ def _step(
 
 
 def in_pieces(
-    program: Callable[[Run, int], tuple[Run, History]], run: Run, steps: int, every: int, shown: bool
+    program: Callable[[Run, tuple[int, ...]], tuple[Run, History]], run: Run, looks: tuple[int, ...], shown: bool
 ) -> tuple[Run, History]:
-    """Returns what `program(run, steps)` does; where a terminal can show progress, in pieces that add up to it."""
+    """Returns `program(run, looks)`; if it is `shown` on a terminal, in equal pieces that add up to it.
+
+    Then the looks have to be evenly spaced, so that one program serves all pieces.
+    """
+    steps, blocks = looks[-1], len(looks) - 1
     bar = tqdm(total=steps, unit=" steps", disable=None if shown else True, leave=False)
-    blocks = steps // every
-    piece = blocks if bar.disable else next(n for n in range(-(-blocks // PIECES), blocks + 1) if blocks % n == 0)
+    if bar.disable:
+        return program(run, looks)
+    piece = next(n for n in range(-(-blocks // PIECES), blocks + 1) if blocks % n == 0)
     with bar:
-        run, history = program(run, piece * every)
+        run, history = program(run, looks[: piece + 1])
         for _ in range(blocks // piece - 1):
             jax.block_until_ready(run)
-            bar.update(piece * every)
-            run, later = program(run, piece * every)
+            bar.update(looks[piece])
+            run, later = program(run, looks[: piece + 1])
             history = history.then(later)
     return run, history
-
-
-def checked_every(every: int | None, steps: int) -> int:
-    """Returns `every`, by default `steps`, if it divides `steps`."""
-    every = steps if every is None else positive_integer("every", every)
-    if steps % every:
-        raise ValueError(
-            f"every={every} does not divide steps={steps}; accepted is a divisor, so that the last snapshot is the end."
-        )
-    return every
-
-
-def checked_rate(optimizer: Optimizer, learning_rate: Any) -> Float[Array, "..."]:
-    """Returns the rates as an array, 0 for an optimiser that has its own."""
-    ready = isinstance(optimizer, optax.GradientTransformation)
-    if not ready and not callable(optimizer):
-        raise TypeError(
-            f"optimizer={optimizer!r} is a {type(optimizer).__name__}; accepted is an optax optimiser, such as "
-            "optax.adam(1e-3), or a function that makes one of the learning rate, such as optax.adam."
-        )
-    if ready != (learning_rate is None):
-        raise TypeError(
-            "learning_rate is accepted with a function that makes an optimiser of it, such as optax.sgd; an optimiser "
-            "such as optax.sgd(0.1) has its own."
-            if ready
-            else "learning_rate is missing: optimizer is a function that makes an optimiser of it."
-        )
-    rate = jnp.asarray(0.0 if learning_rate is None else learning_rate, float)
-    if known_false(jnp.all(jnp.isfinite(rate) & (rate >= 0))):
-        raise ValueError(f"learning_rate={learning_rate!r} is accepted finite, and zero or more.")
-    return rate
-
-
-def checked_watch(network: Network, params: Params, data: Data, watch: Any, key: PRNGKeyArray) -> tuple[Array, Array]:
-    """Returns the examples to be watched, after checking that they and a minibatch fit the network."""
-    if not hasattr(data, "batch"):
-        raise TypeError(
-            f"data is a {type(data).__name__} without a method batch(size, key=...); accepted is a Dataset, such as "
-            "gradcourse.digits(), a Shapeset, or a class of yours with that method."
-        )
-    drawn_x, drawn_y = jax.eval_shape(lambda: data.batch(1, key=key))
-    dtype = jnp.result_type(*jax.tree.leaves(params))
-    if drawn_x.shape[1:] != network.input_shape or drawn_x.dtype != dtype:
-        raise ValueError(
-            f"data has examples of shape {drawn_x.shape[1:]} and dtype {drawn_x.dtype}; accepted for this network is "
-            f"{network.input_shape} and {dtype}."
-        )
-    if watch is None:
-        watch = data.batch(WATCHED, key=jax.random.fold_in(key, np.iinfo(np.int32).max))  # no step's number
-    x, y = network.check(params, watch[0]), jnp.asarray(watch[1])
-    for name, labels, shape in (("data", drawn_y, (1,)), ("watch", y, x.shape[:1])):
-        if labels.shape != shape or not jnp.issubdtype(labels.dtype, jnp.integer):
-            raise ValueError(
-                f"{name} has labels of shape {labels.shape} and dtype {labels.dtype}; accepted is one integer each."
-            )
-    classes = network.output_shape[-1]
-    if known_false(jnp.all((y >= 0) & (y < classes))):
-        raise ValueError(
-            f"watch has labels from {y.min()} to {y.max()}; accepted is 0 to {classes - 1}, for the network has "
-            f"{classes} outputs."
-        )
-    return x, y
 
 
 def _started(start: Params | Run, optimizer: optax.GradientTransformation, key: PRNGKeyArray | None) -> Run:

@@ -36,8 +36,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 from gradcourse._checks import positive_integer
 from gradcourse.measure.mesh import checked_mesh, gathered
 from gradcourse.nn.network import Network, Params
+from gradcourse.training.arguments import checked_looks, checked_rate, checked_watch
+from gradcourse.training.data import Data
 from gradcourse.training.history import History
-from gradcourse.training.loop import Data, advanced, checked_every, checked_rate, checked_watch, in_pieces
+from gradcourse.training.loop import advanced, in_pieces
 from gradcourse.training.runs import Optimizer, Run, with_rate
 
 __all__ = ["over_seeds", "sweep"]
@@ -62,7 +64,7 @@ def over_seeds(
     """
     seeds = positive_integer("seeds", seeds)
     mesh = checked_mesh(mesh, seed=seeds)
-    params = _drawn(network, seeds, key)
+    params = network.draws(seeds, key=key)
     network.measurable(jax.tree.map(lambda leaf: leaf[0], params), x)  # where its numbers are known and can be checked
     if mesh is not None:
         x = jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
@@ -125,7 +127,7 @@ def sweep(
     repeated layers cannot give.
     """
     seeds, steps = positive_integer("seeds", seeds), positive_integer("steps", steps)
-    batch_size, every = positive_integer("batch_size", batch_size), checked_every(every, steps)
+    batch_size, looks = positive_integer("batch_size", batch_size), checked_looks(steps, every=every)
     mesh = checked_mesh(mesh, seed=seeds)
     rates = checked_rate(optimizer, learning_rates)
     if isinstance(optimizer, optax.GradientTransformation) or rates.ndim != 1 or not len(rates):
@@ -138,18 +140,18 @@ def sweep(
     seed, rate, *depth = (index.ravel() for index in np.indices(axes))
 
     init_key, train_key, watch_key = jax.random.split(key, 3)
-    params, keys = _drawn(network, seeds, init_key), jax.random.split(train_key, seeds)
+    params, keys = network.draws(seeds, key=init_key), jax.random.split(train_key, seeds)
     watched = checked_watch(network, jax.tree.map(lambda leaf: leaf[0], params), data, watch, watch_key)
     starts = jax.vmap(lambda p, key: Run.start(p, with_rate(optimizer, 0.0), key=key))(params, keys)
     run, rates, present = jax.tree.map(
         jnp.asarray, (_taken(starts, seed), rates[rate], None if present is None else _taken(present, depth[0]))
     )
 
-    def program(run: Run, steps: int) -> tuple[Run, History]:
-        one = partial(advanced, network, optimizer, batch_size, every, True, steps)
+    def program(run: Run, looks: tuple[int, ...]) -> tuple[Run, History]:
+        one = partial(advanced, network, optimizer, batch_size, True, None, looks)
         return (one if mesh is None else _shared_out(one, mesh))(data, watched, run, rates, present)
 
-    run, history = in_pieces(program, run, steps, every, progress)
+    run, history = in_pieces(program, run, looks, progress)
 
     def unravelled(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.reshape(*axes, *leaf.shape[1:]), tree)
@@ -174,15 +176,6 @@ def _shared_out(program: Callable[..., tuple[Run, History]], mesh: Mesh) -> Call
         return run, replace(history, step=step)
 
     return together
-
-
-def _drawn(network: Network, seeds: int, key: PRNGKeyArray) -> Params:
-    """The parameters of every seed, stacked.
-
-    Drawn one by one: that program is compiled once for all seeds, in a third of the time of the batched one.
-    """
-    draws = [network.init(key=one) for one in jax.random.split(key, seeds)]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
 
 
 def _taken(tree: Any, index: Any) -> Any:

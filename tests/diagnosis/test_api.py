@@ -136,11 +136,12 @@ def test_on_a_network_of_ours_it_agrees_with_the_engine_and_with_its_own_tracing
     for name, norm, size in zip(by_parameters.layers, by_parameters.log10_norm, sizes, strict=True):
         assert report[name].update_to_weight == pytest.approx(0.1 * 10**norm / size, rel=1e-4)
     statistics = gc.measure.unit_statistics(network, params, x)
-    np.testing.assert_allclose(report.of("mean"), statistics.mean, atol=1e-6)
+    for field in ("mean", "spread", "saturated", "silent", "dead"):
+        np.testing.assert_array_equal(report.of(field), getattr(statistics, field))
     # The same network as a plain function: found by tracing, measured by autodiff.
     traced = diagnose(network.apply, params, (x, Y), optimizer=optimizer, directions=60)
     has = [row for row in report.layers if row.count]
-    for field in ("log10_activation_gradient", "log10_parameter_gradient", "mean", "deviation", "silent", "dead"):
+    for field in ("log10_activation_gradient", "log10_parameter_gradient", "mean", "spread", "silent", "dead"):
         ours = [getattr(row, field) for row in has]
         np.testing.assert_allclose([getattr(row, field) for row in traced.layers], ours, atol=2e-5, err_msg=field)
     np.testing.assert_allclose(traced.of("update_to_weight"), [row.update_to_weight for row in has], rtol=1e-4)

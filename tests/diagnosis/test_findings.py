@@ -1,6 +1,7 @@
 """The rules of a report: over networks made to have one illness each, and healthy ones, none missed, none invented."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from ailments import Case, cases
 
 from gradcourse.diagnosis.api import diagnose
-from gradcourse.diagnosis.findings import CHAPTERS, THRESHOLDS, findings_of, gradient_slope
+from gradcourse.diagnosis.findings import THRESHOLDS, findings_of, gradient_slope
+from gradcourse.diagnosis.reading import READ_ON
 from gradcourse.diagnosis.report import LayerReport
 
 TABLE = cases()
@@ -18,7 +20,7 @@ def test_the_table_is_wide_enough() -> None:
     families = {case.name.split()[0] for case in TABLE}
     assert families == {"dense", "conv", "residual", "attention", "recurrent"}
     assert len(TABLE) >= 40
-    assert {kind for case in TABLE for kind in case.expected} == set(CHAPTERS)
+    assert {kind for case in TABLE for kind in case.expected} == set(READ_ON)
     assert sum(not case.expected for case in TABLE) >= 15
     for family in families - {"recurrent"}:
         assert any(case.expected for case in TABLE if case.name.startswith(family))
@@ -43,7 +45,7 @@ def row(index: int, gradient: float, **more: object) -> LayerReport:
         dtype="float32",
         count=100,
         mean=0.0,
-        deviation=1.0,
+        spread=1.0,
         saturated=0.0,
         dead=0.0,
         silent=0.0,
@@ -101,8 +103,19 @@ def test_a_finding_names_layers_evidence_rule_and_chapter() -> None:
     assert "mean squared gain is 0.1" in finding.evidence
     assert finding.threshold == THRESHOLDS["vanishing"]
     assert "2 decades" in finding.rule
-    assert finding.chapter == "02_the_sigmoid_derivative"
+    assert finding.read_on == "chapter 2 of the course, the sigmoid derivative"
     assert "He's" in finding.advice
+
+
+def test_where_to_read_on_is_data_and_by_default_a_chapter_of_the_book() -> None:
+    book = Path(__file__).parents[2] / "book"
+    for text in READ_ON.values():
+        number, title = text.removeprefix("chapter ").split(" of the course, ")
+        assert (book / f"{int(number):02}_{title.replace(' ', '_')}.ipynb").is_file()
+    rows = [row(index, 0.5 * index) for index in range(6)]
+    (elsewhere,), (nowhere,) = (findings_of(rows, 1.0, read_on=given) for given in ({"vanishing": "page 7"}, {}))
+    assert str(elsewhere).endswith("\n  Read on: page 7")
+    assert "Read on" not in str(nowhere) + nowhere._repr_html_()
 
 
 def test_zeros_before_a_branch_that_is_about_to_open_are_not_frozen() -> None:

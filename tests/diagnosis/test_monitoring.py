@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from types import ModuleType
 
 import jax
@@ -17,6 +18,7 @@ import gradcourse as gc
 from gradcourse.diagnosis.findings import THRESHOLDS
 from gradcourse.diagnosis.monitor_history import MonitorHistory
 from gradcourse.diagnosis.monitoring import monitor
+from gradcourse.profile import Profile
 
 X = jax.random.normal(jax.random.key(0), (8, 4))
 PARAMS = {
@@ -25,6 +27,7 @@ PARAMS = {
 }
 LAYERS = ("body.dense", "head")
 MOMENTUM = optax.sgd(0.1, momentum=0.9)
+third = itemgetter(2)
 
 
 @pytest.fixture
@@ -108,8 +111,8 @@ def test_the_last_snapshots_are_kept_in_order_of_time(wrapped):
     assert history.layers == LAYERS
     np.testing.assert_array_equal(history.step, [4, 6, 8])  # of 0, 2, 4, 6, 8
     gradient, ratio, zeros = (part[[4, 6, 8]] for part in reference(optimizer, 9))
-    np.testing.assert_allclose(history.log10_gradient, gradient, atol=1e-4)
-    np.testing.assert_allclose(history.update_to_weight, ratio, rtol=1e-4)
+    np.testing.assert_allclose(history.gradient.log10_norm, gradient, atol=1e-4)
+    np.testing.assert_allclose(history.values()["update_to_weight"], ratio, rtol=1e-4)
     np.testing.assert_allclose(history.zero_share, zeros, atol=1e-6)
     assert history.finite.all()
     assert history.zero_share[:, 0].max() > 0  # the rectifier's silent units are seen
@@ -120,7 +123,7 @@ def test_before_and_within_the_first_round_nothing_is_made_up():
     optimizer = watch.optimizer(optax.sgd(0.1))
     empty = watch.history(optimizer.init(PARAMS))
     assert empty.step.shape == (0,)
-    assert empty.log10_gradient.shape == (0, 2)
+    assert empty.gradient.log10_norm.shape == (0, 2)
     assert repr(empty) == "0 snapshots of 2 layers"
     assert watch.history(run(optimizer, steps=2)[1]).step.tolist() == [0]
 
@@ -163,9 +166,9 @@ def test_no_magnitude_is_lost_and_what_is_not_finite_is_seen():
     gradient = {name: {"w": jnp.full(4, value)} for name, value in values.items()}
     history = once(gradient, params)
     np.testing.assert_allclose(
-        history.log10_gradient[0], [-30 + np.log10(2), 30 + np.log10(2), -np.inf, np.nan, np.inf], rtol=1e-6
+        history.gradient.log10_norm[0], [-30 + np.log10(2), 30 + np.log10(2), -np.inf, np.nan, np.inf], rtol=1e-6
     )
-    np.testing.assert_allclose(history.update_to_weight[0], [1e-30, 1e30, 0, np.nan, np.inf], rtol=1e-4)
+    np.testing.assert_allclose(history.values()["update_to_weight"][0], [1e-30, 1e30, 0, np.nan, np.inf], rtol=1e-4)
     np.testing.assert_array_equal(history.zero_share[0], [0, 0, 1, 0, 0])
     np.testing.assert_array_equal(history.finite[0], [True, True, True, False, False])
     written = json.dumps(history.to_dict(), allow_nan=False)
@@ -178,22 +181,22 @@ def test_other_number_formats(dtype):
     gradient = {"a": {"w": jnp.full(4, 0.5, dtype)}, "b": jnp.full(4, 0.25, dtype), "index": None}
     history = once(gradient, params, optax.identity())
     assert history.layers == ("a", "b")  # whole numbers are no weights
-    np.testing.assert_allclose(history.log10_gradient[0], np.log10([1, 0.5]), atol=1e-6)
-    np.testing.assert_allclose(history.update_to_weight[0], [0.25, 0.125], rtol=1e-6)
+    np.testing.assert_allclose(history.gradient.log10_norm[0], np.log10([1, 0.5]), atol=1e-6)
+    np.testing.assert_allclose(history.values()["update_to_weight"][0], [0.25, 0.125], rtol=1e-6)
 
 
 def test_float64_is_measured_in_float64():
     with jax.enable_x64(True):
         params = {"a": jnp.full(4, 0.5, jnp.float64)}
         history = once({"a": jnp.full(4, 0.5e-200, jnp.float64)}, params)
-        assert history.log10_gradient[0, 0] == pytest.approx(-200, rel=1e-6)
+        assert history.gradient.log10_norm[0, 0] == pytest.approx(-200, rel=1e-6)
 
 
 def test_without_parameters_there_is_no_ratio():
     watch = monitor(every=1)
     optimizer = watch.optimizer(optax.sgd(0.1))
     _, state = optimizer.update(PARAMS, optimizer.init(PARAMS))
-    assert np.isnan(watch.history(state).update_to_weight).all()
+    assert np.isnan(watch.history(state).values()["update_to_weight"]).all()
     assert watch.history(state).finite.all()
 
 
@@ -244,7 +247,7 @@ def test_layers_that_are_stacked_are_told_apart():
         _, state = optimizer.update(gradient, optimizer.init(params), params)
         history = watch.history(state)
         assert history.layers == layers
-        np.testing.assert_allclose(10 ** history.log10_gradient[0], count * [1, 10, 100, 1000, 1], rtol=1e-5)
+        np.testing.assert_allclose(10 ** history.gradient.log10_norm[0], count * [1, 10, 100, 1000, 1], rtol=1e-5)
     with pytest.raises(ValueError, match="stacked='blocks' is not known"):
         monitor(stacked=["blocks"]).optimizer(optax.sgd(1.0)).init(params)
     with pytest.raises(ValueError, match=r"params has 'body\.dense', which is no stage of network"):
@@ -256,7 +259,7 @@ def test_layers_that_are_stacked_are_told_apart():
 
 def test_a_wrapped_step_is_the_step_and_notes_what_it_did():
     watch, optimizer = monitor(every=3, keep=2), optax.sgd(0.1)
-    step = watch.wrap(stepper(optimizer, donate_argnums=(0, 1)), loss=2)
+    step = watch.wrap(stepper(optimizer, donate_argnums=(0, 1)), loss=third)
     plain = stepper(optimizer)
     params, state = jax.tree.map(jnp.copy, PARAMS), optimizer.init(PARAMS)
     known, known_state, losses = PARAMS, state, []
@@ -265,13 +268,13 @@ def test_a_wrapped_step_is_the_step_and_notes_what_it_did():
         known, known_state, value = plain(known, known_state)
         losses.append(float(value))
     same(params, known)
-    history = watch.history()
+    history = step.history()
     assert history.layers == LAYERS
     np.testing.assert_array_equal(history.step, [3, 6])  # of 0, 3, 6
     np.testing.assert_array_equal(history.loss, [losses[3], losses[6]])
-    np.testing.assert_allclose(history.update_to_weight, reference(optimizer)[1][[3, 6]], rtol=1e-3)
+    np.testing.assert_allclose(history.values()["update_to_weight"], reference(optimizer)[1][[3, 6]], rtol=1e-3)
     assert (history.seconds_per_step > 0).all()
-    assert history.log10_gradient is None
+    assert history.gradient is None
     assert "seconds per step (median)" in repr(history)
     assert step.__name__ == "step"
 
@@ -286,17 +289,18 @@ def test_step_and_optimiser_together_are_compiled_twice_and_leave_no_trace():
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state, loss(params)
 
-    wrapped, params, state = watch.wrap(step, loss=2), PARAMS, optimizer.init(PARAMS)
+    wrapped, params, state = watch.wrap(step, loss=third), PARAMS, optimizer.init(PARAMS)
     structure = jax.tree.structure(state)
     for _ in range(6):
         params, state, _ = wrapped(params, state)
         assert jax.tree.structure(state) == structure
     assert compiled == [True, False]
-    history = watch.history(state)
+    assert watch.history(state).loss is None
+    history = wrapped.history(state)
     np.testing.assert_array_equal(history.step, [0, 2, 4])
     assert history.loss.shape == history.seconds_per_step.shape == (3,)
     assert np.isnan(history.seconds_per_step[0])
-    assert watch.history().layers == ()  # the optimiser has it all but loss and time
+    assert wrapped.history().layers == ()  # the optimiser has it all but loss and time
 
 
 def test_a_train_state_is_looked_into():
@@ -326,19 +330,73 @@ def test_a_train_state_is_looked_into():
     assert watch.history(training).step.tolist() == [0, 2]
 
 
+def test_every_wrapped_step_keeps_notes_of_its_own():
+    watch = monitor(every=1)
+    first = watch.wrap(lambda params, by: params * by, loss=jnp.sum)
+    second = watch.wrap(lambda params, by: params / by)
+    for _ in range(3):
+        first(jnp.ones(2), 3.0)
+    second(jnp.ones(2), 4.0)
+    assert first.history().step.tolist() == [0, 1, 2]
+    assert first.history().loss.tolist() == [6, 6, 6]
+    np.testing.assert_allclose(first.history().values()["update_to_weight"], [[2]] * 3, rtol=1e-6)
+    assert second.history().loss is None
+    np.testing.assert_allclose(second.history().values()["update_to_weight"], [[0.75]], rtol=1e-6)
+
+
+def test_the_parameters_are_found_by_name_and_by_form():
+    pair = (jnp.ones(2), jnp.ones(3))  # a tuple, as networks of this package have it
+    halved = lambda pair: jax.tree.map(lambda leaf: leaf / 2, pair)  # noqa: E731
+    wrap = monitor(every=1).wrap
+    alone = wrap(halved)
+    beside = wrap(lambda x, pair: (halved(pair), x), params="pair")
+    named = wrap(lambda x, pair: {"x": x, "new": halved(pair)}, params="pair", new_params=lambda result: result["new"])
+    alone(pair)
+    beside(1.0, pair)
+    beside(1.0, pair=pair)
+    named(pair=pair, x=1.0)
+    for step, count in ((alone, 1), (beside, 2), (named, 1)):
+        np.testing.assert_allclose(step.history().values()["update_to_weight"], [[0.5, 0.5]] * count, rtol=1e-6)
+
+
+def test_an_optimisers_state_is_found_among_named_arguments():
+    watch, looked = monitor(every=2), []
+    optimizer = watch.optimizer(MOMENTUM)
+
+    @jax.jit
+    def step(params, state):
+        looked.append(state.about.look)
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    wrapped, params, state = watch.wrap(step), PARAMS, optimizer.init(PARAMS)
+    for _ in range(4):
+        params, state = wrapped(params=params, state=state)
+    assert looked == [True, False]
+    assert wrapped.history(state).step.tolist() == [0, 2]
+
+
 def test_what_a_step_cannot_give_is_refused():
     wrap = monitor(every=1).wrap
-    with pytest.raises(ValueError, match="params=3 is accepted as a position; the step was given or returned 1 values"):
-        wrap(lambda params: params, params=3)(PARAMS)
-    with pytest.raises(ValueError, match="result=0 is accepted as a position; the step was given or returned a dict"):
-        wrap(lambda params: params)(PARAMS)
-    with pytest.raises(ValueError, match=r"loss is the position of an array of shape \(5,\); accepted is a scalar's"):
-        wrap(lambda params: (params, jnp.ones(5)), loss=1)(PARAMS)
-    watch = monitor(every=1)
-    with pytest.raises(ValueError, match="no step is wrapped"):
-        watch.history()
-    watch.wrap(lambda params: params, result=None)(PARAMS)
-    np.testing.assert_array_equal(watch.history().update_to_weight, [[0, 0]])
+    with pytest.raises(ValueError, match=r"params='parms' is not known; did you mean 'params'\?"):
+        wrap(lambda params: params, params="parms")
+    with pytest.raises(ValueError, match="params is the first argument of the step, which was called without it"):
+        wrap(lambda: PARAMS)()
+    with pytest.raises(ValueError, match="the step returned a list, and neither that nor its first entry has the form"):
+        wrap(lambda params: [1.0, params])(PARAMS)
+    with pytest.raises(ValueError, match=r"loss returned an array of shape \(5,\); accepted is a scalar"):
+        wrap(lambda params: (params, jnp.ones(5)), loss=lambda result: result[1])(PARAMS)
+    with pytest.raises(ValueError, match="holds the states of 0 monitored optimisers"):
+        wrap(lambda params: params).history(PARAMS)
+    still = wrap(lambda params: params)
+    still(PARAMS)
+    np.testing.assert_array_equal(still.history().values()["update_to_weight"], [[0, 0]])
+
+
+@pytest.mark.usefixtures("no_runtime_typecheck")
+def test_a_position_is_no_function():
+    with pytest.raises(TypeError, match=r"loss=2 is a int; accepted is a function of what the step returns"):
+        monitor().wrap(lambda params: params, loss=2)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +450,7 @@ def test_scalars_are_written(history, monkeypatch, tmp_path):
     writer = Writer()
     history.write(writer, "run")
     assert len(writer.written) == 3 * 2 * 4
-    assert ("run/log10_gradient/body.dense", history.log10_gradient[1, 0], 2) in writer.written
+    assert ("run/log10_gradient/body.dense", history.gradient.log10_norm[1, 0], 2) in writer.written
     assert ("run/finite/head", 1.0, 4) in writer.written
     module, opened = ModuleType("tensorboardX"), []
     module.SummaryWriter = lambda folder: opened.append(Writer(folder)) or opened[-1]
@@ -428,16 +486,23 @@ def test_the_table_is_short_and_the_plot_has_every_layer(history):
 
 def test_findings_name_layers_and_steps():
     ratio = np.array([[1e-3, 1e-9, 1e-9], [1e-3, 1e-9, 1e-3], [1e-3, 1e-8, 1e-3]])
-    finite, layers = np.ones((3, 3), bool), ("a", "b", "c")
-    (frozen,) = MonitorHistory(layers, np.array([0, 5, 10]), ratio, finite).findings()
+    finite = np.ones((3, 3), bool)
+
+    def findings(step, ratio, finite, **options):
+        profile = Profile.from_log10(np.log10(ratio), layers=("a", "b", "c"), quantity="update over weight")
+        return MonitorHistory(np.array(step), profile, finite).findings(**options)
+
+    (frozen,) = findings([0, 5, 10], ratio, finite)
     assert (frozen.kind, frozen.layers, frozen.threshold) == ("frozen", ("b",), THRESHOLDS["frozen"])
     assert "step 10 the update of b is at most 1e-08" in frozen.evidence
-    assert MonitorHistory(layers, np.array([0, 5]), ratio[:2], finite[:2]).findings() == ()
+    assert frozen.read_on == "chapter 6 of the course, the learning rate"
+    assert findings([0, 5, 10], ratio, finite, read_on={})[0].read_on == ""
+    assert findings([0, 5], ratio[:2], finite[:2]) == ()
     finite[1:, 2], finite[2, 0] = False, False
-    bad, _ = MonitorHistory(layers, np.array([0, 5, 10]), ratio, finite).findings()
+    bad, _ = findings([0, 5, 10], ratio, finite)
     assert (bad.kind, bad.layers) == ("not finite", ("a", "c"))
     assert bad.evidence == "NaN or infinity since step 5, first seen in c"
-    (both,) = MonitorHistory(layers, np.arange(3), ratio * [[1e-9, 1, 1]], np.ones((3, 3), bool)).findings()
+    (both,) = findings([0, 1, 2], ratio * [[1e-9, 1, 1]], np.ones((3, 3), bool))
     assert both.layers == ("a", "b")
     assert "of a, b is at most 1e-08 of their weights" in both.evidence
 
@@ -459,19 +524,19 @@ def test_equinox():
 
     model = eqx.nn.MLP(4, 2, 5, 2, key=jax.random.key(0))
     state = optimizer.init(eqx.filter(model, eqx.is_array))
-    step = watch.wrap(step, loss=2)
+    step = watch.wrap(step, loss=third)
     for _ in range(4):
         model, state, _ = step(model, state)
-    history = watch.history(state)
+    history = step.history(state)
     assert history.layers == ("layers.0", "layers.1", "layers.2")
     np.testing.assert_array_equal(history.step, [0, 2])
     assert history.finite.all()
     assert history.loss[1] < history.loss[0]
-    alone = monitor(every=1)
     plain = eqx.filter_jit(lambda model: eqx.tree_at(lambda m: m.layers[0].weight, model, replace_fn=lambda w: w * 1.5))
-    alone.wrap(plain, result=None)(model)
-    assert alone.history().update_to_weight[0, 1:].tolist() == [0, 0]
-    assert 0.1 < alone.history().update_to_weight[0, 0] <= 0.5
+    alone = monitor(every=1).wrap(plain)
+    alone(model)
+    assert alone.history().values()["update_to_weight"][0, 1:].tolist() == [0, 0]
+    assert 0.1 < alone.history().values()["update_to_weight"][0, 0] <= 0.5
 
 
 @pytest.mark.usefixtures("promotion_of_others")
@@ -504,4 +569,4 @@ def test_flax_nnx():
     assert history.layers == ("first", "rest.0", "rest.1")
     np.testing.assert_array_equal(history.step, [2, 4])
     assert history.finite.all()
-    assert (history.update_to_weight > 0).all()
+    assert (history.values()["update_to_weight"] > 0).all()

@@ -18,7 +18,7 @@ from gradcourse.measure.jacobians import (
     log_gain_split,
 )
 from gradcourse.measure.singular_values import backward_singular_values
-from gradcourse.measure.statistics import unit_statistics
+from gradcourse.measure.units import unit_statistics
 from gradcourse.nn.activations import Activation
 from gradcourse.nn.blocks import Residual
 from gradcourse.nn.convolutions import Conv, MaxPool

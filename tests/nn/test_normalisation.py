@@ -286,7 +286,7 @@ def test_units_of_normalised_layers_and_blocks_are_looked_at():
     network = sequential(DENSE, [Block((Dense(50), BatchNorm("relu"))), LayerNorm("sigmoid"), Residual(Dense(50))])
     params, x = network.init(key=jax.random.key(0)), jax.random.normal(jax.random.key(1), (200, *DENSE))
     found = gc.measure.unit_statistics(network, params, x)
-    np.testing.assert_allclose(found.deviation[:2], 1, atol=1e-3)
+    np.testing.assert_allclose(found.preactivation_rms[:2], 1, atol=1e-3)
     assert found.mean_square_slope[0] == pytest.approx(0.5, abs=0.05)
     assert found.silent[:2].tolist() == [0, 0]
     assert np.isnan(found.silent[2])

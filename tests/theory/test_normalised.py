@@ -82,7 +82,7 @@ def test_standardised_weights_with_that_gain_keep_the_variance():
     )
     x = jax.random.normal(jax.random.key(0), (20, 300)) * variance("sigmoid") ** 0.5
     units = gc.measure.unit_statistics(network, network.init(key=jax.random.key(1)), x)
-    np.testing.assert_allclose(units.deviation[:10], 1, atol=0.15)
+    np.testing.assert_allclose(units.preactivation_rms[:10], 1, atol=0.15)
 
 
 def test_shortcuts_with_batch_norm_grow_as_measured():

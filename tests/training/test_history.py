@@ -10,12 +10,12 @@ import optax
 import pytest
 
 from gradcourse.measure.gradients import activation_gradient_norms, parameter_gradient_norms, update_to_weight_ratios
-from gradcourse.measure.statistics import unit_statistics
+from gradcourse.measure.units import unit_statistics
 from gradcourse.nn.convolutions import Conv, MaxPool
 from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import Network, mlp, sequential
 from gradcourse.training.data import digits
-from gradcourse.training.history import History, masked, observe
+from gradcourse.training.history import History, masked, snapshot
 from gradcourse.training.loop import accuracy, cross_entropy
 
 DATA, IMAGES = digits(), digits(images=True)
@@ -31,7 +31,7 @@ MOMENTUM = optax.sgd(0.1, momentum=0.9)
 @partial(jax.jit, static_argnums=0)
 def seen_of(network: Network, params, x, y):
     """What is seen at the start of a run."""
-    return observe(network, params, MOMENTUM, MOMENTUM.init(params), x, y)
+    return snapshot(network, params, MOMENTUM, MOMENTUM.init(params), x, y)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -74,14 +74,14 @@ def test_absent_layers_are_nan_and_the_others_those_of_the_shallower_network() -
     present = (jnp.array([True]), jnp.array([True, False, False]), jnp.array([True]))
     np.testing.assert_allclose(masked(network, params, x, present), shallow.apply(kept, x), rtol=1e-5, atol=1e-6)
 
-    seen = jax.jit(lambda: observe(network, params, MOMENTUM, MOMENTUM.init(params), x, y, present))()
+    seen = jax.jit(lambda: snapshot(network, params, MOMENTUM, MOMENTUM.init(params), x, y, present))()
     expected = seen_of(shallow, kept, x, y)
     there = [0, 1, 4]
     for field in ("activation_gradient", "parameter_gradient", "update_to_weight"):
         found = seen[field].log10_norm
         np.testing.assert_allclose(found[there], expected[field].log10_norm, atol=1e-4)
         assert np.isnan(found[[2, 3]]).all()
-    np.testing.assert_allclose(seen["units"].variance[jnp.array(there)], expected["units"].variance, rtol=1e-4)
+    np.testing.assert_allclose(seen["units"].spread[jnp.array(there)], expected["units"].spread, rtol=1e-4)
     assert np.isnan(seen["units"].silent[2])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from gradcourse.measure.gradients import parameter_gradient_norms
 from gradcourse.nn.convolutions import Conv
 from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import mlp, sequential
@@ -94,6 +95,35 @@ def test_what_a_run_watches_does_not_change_it(whole) -> None:
     assert history.step.tolist() == [0, 200]
     for one, other in zip(jax.tree.leaves(run.params), jax.tree.leaves(whole[0].params), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_looks_are_snapshots_wherever_they_are_asked_for(whole) -> None:
+    start, settings = NETWORK.init(key=jax.random.key(0)), SETTINGS | {"every": None, "looks": [50, 60, 200]}
+    run, history = train(NETWORK, start, DATA, MOMENTUM, steps=200, key=jax.random.key(1), **settings)
+    assert history.step.tolist() == [50, 60, 200]
+    np.testing.assert_allclose(history.loss[jnp.array([0, 2])], whole[1].loss[jnp.array([1, 4])], rtol=1e-4)
+    np.testing.assert_allclose(history.batch_loss, whole[1].batch_loss, rtol=1e-3)
+    more, later = train(NETWORK, run, DATA, MOMENTUM, steps=3, **settings | {"looks": (0, 3)})
+    assert history.then(later).step.tolist() == [50, 60, 200, 203]
+    assert int(more.step) == 203
+
+
+def norms(network, params, x, y):
+    """What somebody wants to see: a profile, and how much of the weights is positive."""
+    share = jnp.stack([(stage["weight"] > 0).mean() for stage in params])
+    return {"gradient": parameter_gradient_norms(network, params, x, y), "positive": share}
+
+
+def test_what_is_observed_is_recorded_beside_the_history(whole) -> None:
+    start, settings = NETWORK.init(key=jax.random.key(0)), SETTINGS | {"observe": norms}
+    run, history = train(NETWORK, start, DATA, MOMENTUM, steps=100, key=jax.random.key(1), **settings)
+    run, later = train(NETWORK, run, DATA, MOMENTUM, steps=100, **settings)
+    both = history.then(later)
+    seen = both.observed["gradient"].log10_norm
+    np.testing.assert_allclose(seen, both.parameter_gradient.log10_norm, atol=1e-3)
+    assert seen.shape == (5, 2)
+    np.testing.assert_allclose(both.observed["positive"][-1], norms(NETWORK, run.params, *WATCH)["positive"])
+    assert whole[1].observed is None
 
 
 def test_one_program_serves_every_rate_and_every_run() -> None:
@@ -192,6 +222,10 @@ jax.tree_util.register_static(NoLabels)
         (ValueError, "steps=0", {"steps": 0}),
         (ValueError, "batch_size=-3", {"batch_size": -3}),
         (ValueError, "every=3 does not divide steps=4", {"every": 3}),
+        (ValueError, r"looks=\[0, 3\] is accepted .* steps=4 as the last", {"looks": [0, 3]}),
+        (ValueError, r"looks=\[3, 1, 4\] is accepted .* increasing", {"looks": [3, 1, 4]}),
+        (TypeError, r"looks=\[0.5, 4.0\] is accepted as a sequence of whole", {"looks": [0.5, 4.0]}),
+        (TypeError, "every=2 and looks=.* both say when to look", {"every": 2, "looks": [4]}),
         (TypeError, "key is missing", {"key": None}),
         (TypeError, "learning_rate is missing", {"learning_rate": None}),
         (ValueError, "learning_rate=-1", {"learning_rate": -1.0}),

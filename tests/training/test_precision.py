@@ -1,15 +1,15 @@
-"""Formats and what they do to gradients: ranges, zeros, loss scaling, kept weights, rounded products."""
+"""What formats do to gradients: zeros, how far they reach, loss scaling, rounded products."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import gradcourse as gc
 from gradcourse.training import precision
+from gradcourse.training.formats import vanishing_point
 
 KEY = jax.random.key(0)
 NETWORK = gc.mlp(64, [64] * 20, 10, activation="sigmoid", init="standard")
@@ -20,24 +20,6 @@ X, Y = DATA.x_train[:32], DATA.y_train[:32]
 @pytest.fixture(scope="module")
 def params() -> Any:
     return NETWORK.init(key=KEY)
-
-
-# ---- Formats
-
-
-@pytest.mark.parametrize(("dtype", "digits", "bits"), [("float32", 24, 8), ("bfloat16", 8, 8), ("float16", 11, 5)])
-def test_a_format_is_what_its_bits_say(dtype: str, digits: int, bits: int) -> None:
-    form, most = precision.number_format(dtype), 2 ** (bits - 1) - 1
-    assert form.digits == digits
-    assert form.normal == 2.0 ** (1 - most)
-    assert form.smallest == form.normal * 2.0 ** (1 - digits)
-    assert form.largest == 2.0**most * (2 - 2.0 ** (1 - digits))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_products_vanish_at_the_normal_numbers_or_at_half_the_smallest(dtype: str) -> None:
-    form = precision.number_format(dtype)
-    assert precision.vanishing_point(dtype) in (form.normal, form.smallest / 2)
 
 
 # ---- Gradients
@@ -55,7 +37,7 @@ def test_where_nothing_underflows_the_norms_are_the_true_ones(params: Any) -> No
 def test_a_format_reaches_as_many_layers_as_the_straight_line_says(params: Any) -> None:
     profile = gc.activation_gradient_norms(NETWORK, params, X, Y, at="preactivation")
     entry = profile.log10_norm[:-1] - np.log10(32 * 8)
-    limit = precision.vanishing_point("float16")
+    limit = vanishing_point("float16")
     for scale in (1.0, 2.0**10):
         half = precision.gradient_in(NETWORK, params, X, Y, "float16", loss_scale=scale)
         predicted = precision.predicted_layers_in_reach(limit / scale, entry, added=32)
@@ -84,73 +66,6 @@ def test_a_sum_of_many_entries_reaches_farther_and_a_flat_profile_for_ever() -> 
     shift = np.log10(np.median(draws.max(axis=1)) / np.median(draws))
     assert many - one == pytest.approx(shift, abs=0.02)
     assert precision.predicted_layers_in_reach(1e-6, np.zeros(3)) == np.inf
-
-
-# ---- Descent
-
-
-SMALL = gc.mlp(64, [16], 10, activation="tanh", init="glorot_uniform")
-
-
-def descended(**settings: Any) -> precision.Descent:
-    settings = {"dtype": "float32", "learning_rate": 0.1, "steps": 4, "every": 2, **settings}
-    return precision.train_in(
-        SMALL, SMALL.init(key=KEY), DATA, optax.sgd, watch=(DATA.x_train[:50], DATA.y_train[:50]), key=KEY, **settings
-    )
-
-
-def test_a_power_of_two_changes_no_bit_of_the_path() -> None:
-    plain, scaled = descended(), descended(loss_scale=2.0**20)
-    assert plain.step.tolist() == [0, 2, 4]
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), plain.params, scaled.params))
-
-
-def test_a_dynamic_scale_falls_until_nothing_overflows_and_grows_again() -> None:
-    run = descended(dtype="float16", loss_scale=precision.Dynamic(2.0**40, patience=2), steps=40, every=1)
-    scale, skipped = np.asarray(run.scale), np.asarray(run.skipped)
-    first = int(np.argmax(np.diff(skipped) == 0))
-    assert first > 5
-    assert scale[: first + 1].tolist() == [2.0 ** (40 - k) for k in range(first + 1)]
-    assert run.loss[first] == run.loss[0]  # steps that overflow are left out
-    assert scale[first + 2] == 2 * scale[first]
-    assert run.loss[-1] < run.loss[0]
-    assert np.isfinite(run.loss).all()
-
-
-def test_weights_kept_in_a_short_format_stay_in_it_and_may_stand_still() -> None:
-    start = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), SMALL.init(key=KEY))
-    settings = {"dtype": "bfloat16", "learning_rate": 3e-5, "steps": 40, "every": 40}
-    still, moved = (descended(keep=keep, **settings).params for keep in ("nearest", "stochastic"))
-    assert still[0]["weight"].dtype == jnp.bfloat16
-    assert float((still[0]["weight"] != start[0]["weight"]).mean()) < 0.005
-    assert float((moved[0]["weight"] != start[0]["weight"]).mean()) > 0.02
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_stochastic_rounding_is_right_on_average_and_goes_to_a_neighbour(dtype: str) -> None:
-    values = jax.random.normal(KEY, (50,))
-    rounded = jax.vmap(lambda key: precision.round_stochastically(values, jnp.dtype(dtype), key=key))(
-        jax.random.split(KEY, 4000)
-    ).astype("float32")
-    gap = jnp.ldexp(jnp.ones_like(values), jnp.frexp(values)[1] - precision.number_format(dtype).digits)
-    assert float(jnp.max(jnp.abs(rounded - values[None]) / gap[None])) < 1
-    assert float(jnp.max(jnp.abs(rounded.mean(axis=0) - values) / gap)) < 0.04
-
-
-@pytest.mark.parametrize(
-    ("settings", "error", "words"),
-    [
-        ({"dtype": "float64"}, ValueError, "dtype='float64' is not known"),
-        ({"keep": "nearst"}, ValueError, "did you mean 'nearest'"),
-        ({"loss_scale": 1000.0}, ValueError, "loss_scale=1000.0 is accepted as a power of two"),
-        ({"loss_scale": 0.0}, ValueError, "loss_scale=0.0 is not accepted"),
-        ({"every": 3}, ValueError, "every=3 does not divide steps=4"),
-        ({"learning_rate": None}, TypeError, "learning_rate is missing"),
-    ],
-)
-def test_what_does_not_fit_is_refused(settings: Any, error: type, words: str, no_runtime_typecheck: None) -> None:
-    with pytest.raises(error, match=words):
-        descended(**settings)
 
 
 # ---- Products
@@ -189,7 +104,7 @@ def test_weights_that_would_not_be_rounded_are_refused() -> None:
     with pytest.raises(TypeError, match="accepted here are dense and conv"):
         precision.with_reduced_products(gc.sequential((8,), [block]), "bfloat16")
     with pytest.raises(ValueError, match="did you mean 'bfloat16'"):
-        precision.with_reduced_products(SMALL, "bfloat")
+        precision.with_reduced_products(gc.mlp(64, [16], 10), "bfloat")
 
 
 @pytest.mark.parametrize("mantissa", [7, 10])

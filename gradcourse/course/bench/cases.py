@@ -185,7 +185,7 @@ def _monitored(network: Network, batch: int, setting: str, rounds: int, *, wrapp
                 updates, state = optimizer.update(gradient, state, params)
             return optax.apply_updates(params, updates), state, value
 
-        program = watch.wrap(step, loss=2) if watch is not None and wrapped else step
+        program = watch.wrap(step, loss=lambda result: result[2]) if watch is not None and wrapped else step
 
         def run() -> Any:
             params, state = start, optimizer.init(start)

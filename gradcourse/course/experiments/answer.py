@@ -24,6 +24,7 @@ from gradcourse.nn.layers import Dense, Flatten, Layer, Pointwise
 from gradcourse.nn.network import Network, Params, sequential
 from gradcourse.nn.normalisation import BatchNorm
 from gradcourse.training.data import Dataset
+from gradcourse.training.descent import descend
 from gradcourse.training.loop import accuracy, cross_entropy
 
 __all__ = [
@@ -127,7 +128,7 @@ def training(
         jax.random.split(train_key, SEEDS)[:seeds],
         jnp.asarray(RATES[optimizer]),
         jnp.asarray(optimizer == "adam"),
-        jnp.asarray((0, *looks)),
+        tuple(looks),
         kept_digits(images=True),
     )
     found = {"accuracy": seen}
@@ -136,14 +137,14 @@ def training(
     return found
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 5))
 def _trained(
     network: Network,
     params: Params,
     keys: Array,
     rates: Float[Array, " rate"],
     adaptive: Bool[Array, ""],
-    looks: Int[Array, " look"],
+    looks: tuple[int, ...],
     data: Dataset,
 ) -> tuple[Float[Array, "seed rate _"], Float[Array, "seed rate"]]:
     """One run after another, for many kernels at once are slower on a CPU; one program for both optimisers."""
@@ -155,12 +156,11 @@ def _trained(
             gradient = jax.grad(partial(cross_entropy, network))(p, x, y)
             return descended(p, mean, square, gradient, step, rate, adaptive)
 
-        def go_on(state: Any, between: tuple[Array, Array]) -> tuple[Any, Array]:
-            state = lax.fori_loop(*between, update, state)
-            return state, accuracy(network, state[0], data.x_train[:WATCHED], data.y_train[:WATCHED])
+        def look(state: Any) -> Array:
+            return accuracy(network, state[0], data.x_train[:WATCHED], data.y_train[:WATCHED])
 
         zeros = jax.tree.map(jnp.zeros_like, draw)
-        (end, *_), seen = lax.scan(go_on, (draw, zeros, zeros), (looks[:-1], looks[1:]))
+        (end, *_), seen, _ = descend(update, (draw, zeros, zeros), looks, look)
         return seen, accuracy(network, end, data.x_test, data.y_test)
 
     return lax.map(lambda one: lax.map(lambda rate: run(one[0], one[1], rate), rates), (params, keys))

@@ -63,12 +63,12 @@ def train_on_shapeset(
         key=jax.random.key(2010),
     )
     kept = slice(steps // every + 1)  # a run that is cut short has only the first snapshot in common with a whole one
-    hidden = {name: getattr(history.units, name)[:, 0, kept, :depth] for name in ("mean", "saturated")}
+    units = {"mean": "mean", "deviation": "spread", "saturated": "saturated"}
+    hidden = {name: getattr(history.units, kind)[:, 0, kept, :depth] for name, kind in units.items()}
     found = {
         "error": 1 - history.accuracy[:, 0, kept],
         "loss": history.loss[:, 0, kept],
         **hidden,
-        "deviation": jnp.sqrt(jnp.asarray(history.units.variance)[:, 0, kept, :depth]),
         "weight_gradient": history.parameter_gradient.log10_norm[:, 0, kept, :depth],
         "first_losses": history.batch_loss[:, 0, :FIRST],
     }

@@ -1,7 +1,7 @@
 """Chapter 6: largest stable rates, small rates, the edge of stability, one rate per layer, rate against depth."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from gradcourse.measure.gradients import parameter_gradient_norms
 from gradcourse.nn.initializers import Initializer
 from gradcourse.nn.network import Network, Params, mlp
 from gradcourse.training.data import Dataset, digits
+from gradcourse.training.descent import descend
 from gradcourse.training.loop import cross_entropy, train
 from gradcourse.training.optimizers import largest_stable_rate, layerwise, normalised_steps, scale_by_layer, singh_steps
 from gradcourse.training.sweeps import sweep
@@ -27,7 +28,6 @@ WIDTH = 64
 EXAMPLES = 256
 
 
-@lru_cache
 def _digits(dtype: str = "float32") -> Dataset:
     return Dataset(*(part.astype(dtype) if jnp.issubdtype(part.dtype, jnp.floating) else part for part in digits()))
 
@@ -178,17 +178,15 @@ def _edge(
     def loss(params: Params) -> Array:
         return jnp.square(network.apply(params, x) - y).mean(axis=0).sum() / 2
 
-    def step(params: Params, _: None) -> tuple[Params, None]:
-        return jax.tree.map(lambda p, g: p - rate * g, params, jax.grad(loss)(params)), None
+    def update(step: Array, params: Params) -> Params:
+        return jax.tree.map(lambda p, g: p - rate * g, params, jax.grad(loss)(params))
 
-    def look(params: Params, _: None) -> tuple[Params, dict[str, Array]]:
-        seen = {
-            "loss": loss(params),
-            "sharpness": sharpness(loss, params, iterations=30, key=jax.random.key(0)).value,
-        }
-        return lax.scan(step, params, length=between)[0], seen
+    def look(params: Params) -> dict[str, Array]:
+        top = sharpness(loss, params, iterations=30, key=jax.random.key(0)).value
+        return {"loss": loss(params), "sharpness": top}
 
-    return lax.map(lambda start: lax.scan(look, start, length=looks)[1], params)
+    at = range(0, looks * between, between)
+    return lax.map(lambda start: descend(update, start, at, look)[1], params)
 
 
 # ---- One rate per layer

@@ -18,7 +18,9 @@ from gradcourse.course.recording import Experiment, grid, kept_digits
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.nn.layers import Dense
 from gradcourse.nn.network import Network, mlp
-from gradcourse.training.precision import Dynamic, gradient_in, train_in, vanishing_point
+from gradcourse.training.formats import vanishing_point
+from gradcourse.training.mixed_precision import Dynamic, train_in
+from gradcourse.training.precision import gradient_in
 
 __all__ = [
     "DEPTHS",
@@ -183,7 +185,7 @@ def products_on(platform: str, activation: str, products: str, *, seeds: int = 5
 def reach_on(platform: str, dtype: str, *, seeds: int = 5) -> dict[str, Any]:
     """Returns where products in a format end on this platform, and which gradients are 0 there.
 
-    `"zero_below"` is what `training.precision.vanishing_point` finds; `"zeros"`, `(seed, layer)`, the share of exact
+    `"zero_below"` is what `training.formats.vanishing_point` finds; `"zeros"`, `(seed, layer)`, the share of exact
     zeros in the bias gradients of sixty sigmoid layers: the networks, seeds and images of chapter 10. Raises
     `ValueError` on another platform.
     """

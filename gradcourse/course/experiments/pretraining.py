@@ -16,24 +16,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 from jaxtyping import Array, Float
 
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.measure.jacobians import backward_jacobian_norms, log_gain_split
-from gradcourse.measure.statistics import unit_statistics
+from gradcourse.measure.units import unit_statistics
 from gradcourse.nn.network import Network, mlp
+from gradcourse.training.controls import redrawn, with_centred_biases, with_shuffled_weights, with_singular_values
 from gradcourse.training.data import Dataset, digits
+from gradcourse.training.descent import descend
 from gradcourse.training.loop import accuracy, cross_entropy
-from gradcourse.training.pretraining import (
-    pretrained,
-    redrawn,
-    with_centred_biases,
-    with_shuffled_weights,
-    with_singular_values,
-)
+from gradcourse.training.pretraining import METHODS, pretrained
 from gradcourse.training.shapeset import Shapeset
 
 __all__ = ["EXPERIMENTS", "SEEDS", "features", "few_labels", "looks", "race", "reconstruction", "started", "structure"]
@@ -157,11 +151,11 @@ def structure(start: str, hidden: int, data: str, *, seeds: int = SEEDS) -> dict
             "activation_gain": split.activation.log10_norm,
             "mean_square": [len(w) * jnp.square(w).mean() for w in weights],
             "mean_sum": [len(w) * w.mean() for w in weights],
-            "deviation": units.deviation,
+            "deviation": units.preactivation_rms,
             "saturated": units.saturated,
             "slope": jnp.nan_to_num(units.mean_square_slope),
             "mean": units.mean,
-            "variance": units.variance,
+            "variance": jnp.square(units.spread),
             "largest": [s[0] / jnp.sqrt(jnp.square(s).mean()) for s in values],
             "rank": [jnp.square(jnp.square(s).sum()) / (s**4).sum() for s in values],
         }
@@ -245,7 +239,9 @@ def race(
     train = _watched(data, 500)
     test = (source.x_test, source.y_test) if data == "digits" else _watched(data, 2000)
     keys = jnp.stack([jax.random.fold_in(jax.random.key(7), seed) for seed in range(seeds)])
-    loss, right = _descended(network, source, frozen, train, test, jnp.asarray(rates), jnp.asarray(steps), params, keys)
+    loss, right = _descended(
+        network, frozen, tuple(steps.tolist()), source, train, test, jnp.asarray(rates), params, keys
+    )
     loss = np.nan_to_num(np.asarray(loss), nan=np.inf)
     found: dict[str, Any] = {"gradient": _short(gradients)}
     if hidden == 5:
@@ -272,48 +268,42 @@ def few_labels(
     known = Dataset(data.x_train[:labels], data.y_train[:labels], data.x_test, data.y_test)
     keys = jnp.stack([jax.random.fold_in(jax.random.key(7), seed) for seed in range(seeds)])
     own, test = (known.x_train, known.y_train), (data.x_test, data.y_test)
-    ends = jnp.asarray(sorted({10, most}))
-    loss, right = _descended(network, known, False, own, test, jnp.asarray(rates), ends, params, keys)
+    ends = tuple(sorted({10, most}))
+    loss, right = _descended(network, False, ends, known, own, test, jnp.asarray(rates), params, keys)
     return {"accuracy": _short(right), "loss": _short(np.nan_to_num(loss, nan=np.inf), 3)}
 
 
-@partial(jax.jit, static_argnums=(0, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _descended(
     network: Network,
-    data: Any,
     frozen: bool,
+    ends: tuple[int, ...],
+    data: Any,
     train: tuple[Array, Array],
     test: tuple[Array, Array],
     rates: Array,
-    ends: Array,
     params: Any,
     keys: Array,
 ) -> tuple[Float[Array, "rate seed end"], Float[Array, "rate seed end"]]:
     """Loss on `train` and accuracy on `test` after so many updates as `ends` has, for every rate and seed."""
 
     def run(rate: Array, params: Any, key: Array) -> tuple[Array, Array]:
-        def loss(params: Any, x: Array, y: Array) -> Array:
-            logits = network.apply(params, x)
-            return optax.losses.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-
         def update(step: Array, params: Any) -> Any:
             x, y = data.batch(32, key=jax.random.fold_in(key, step))
-            *hidden, readout = jax.grad(loss)(params, x, y)
+            *hidden, readout = jax.grad(partial(cross_entropy, network))(params, x, y)
             if frozen:
                 hidden = jax.tree.map(jnp.zeros_like, hidden)
             return jax.tree.map(lambda p, g: p - rate * g, params, (*hidden, readout))
 
-        def until_look(params: Any, between: tuple[Array, Array]) -> tuple[Any, tuple[Array, Array]]:
-            params = lax.fori_loop(*between, update, params)
-            return params, (cross_entropy(network, params, *train), accuracy(network, params, *test))
+        def look(params: Any) -> tuple[Array, Array]:
+            return cross_entropy(network, params, *train), accuracy(network, params, *test)
 
-        return lax.scan(until_look, params, (jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]]), ends))[1]
+        return descend(update, params, ends, look)[1]
 
     over_seeds = jax.vmap(run, in_axes=(None, 0, 0))
     return jax.vmap(over_seeds, in_axes=(0, None, None))(rates, params, keys)
 
 
-METHODS = ("autoencoder", "rbm")
 MAIN = ("random", "cured", "tanh", *METHODS, *(f"{method}, redrawn, centred" for method in METHODS))
 _CENTRED = ("shuffled, centred", "spectrum, centred", "centred", "biases alone")
 OTHERS = (

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float
 
 from gradcourse.course.recording import Experiment, grid, kept_digits
-from gradcourse.measure.statistics import silent_units
+from gradcourse.measure.units import silent_units
 from gradcourse.nn.convolutions import Conv, MaxPool
 from gradcourse.nn.layers import Dense, Flatten
 from gradcourse.nn.network import Network, mlp, sequential

@@ -1,13 +1,12 @@
 """Chapter 5: the updates that plain descent needs against depth, and what rounding swallows of them."""
 
-from functools import lru_cache, partial
+from functools import partial
 from math import erfc, sqrt
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
@@ -15,6 +14,7 @@ from gradcourse.course.provenance import check_platform
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.nn.network import Network, mlp
 from gradcourse.training.data import digits
+from gradcourse.training.descent import descend
 
 __all__ = ["EXPERIMENTS", "MANTISSA", "escape_on", "first_layer_moves", "share_that_moves", "updates_to_escape"]
 
@@ -22,7 +22,6 @@ BATCH = 32
 Layers = list[dict[str, Any]]  # the parameters of each layer
 
 
-@lru_cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """The training images and labels, in single precision whatever the precision of the run."""
     with jax.enable_x64(False):
@@ -84,9 +83,8 @@ def first_layer_moves(
 
 
 def _looks(most: int, per_decade: float) -> np.ndarray:
-    """Steps from 0 to `most`, evenly spaced in the logarithm; those of a shorter run are the first of a longer's."""
-    steps = np.round(10 ** np.arange(0, np.log10(most) + 1e-9, 1 / per_decade))
-    return np.concatenate([[0], np.unique(steps)]).astype(np.int32)
+    """Steps from 1 to `most`, evenly spaced in the logarithm; those of a shorter run are the first of a longer's."""
+    return np.unique(np.round(10 ** np.arange(0, np.log10(most) + 1e-9, 1 / per_decade))).astype(np.int32)
 
 
 def _seen(
@@ -108,8 +106,8 @@ def _seen(
         start = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), start)
         x, y = (jnp.asarray(part, kind) for part, kind in zip(_digits(), (dtype, jnp.int32), strict=True))
         settings = jnp.asarray([rate, stop_at], dtype)
-        count, seen = jax.device_get(_descended(network, batch, start, x, y, key, *settings, jnp.asarray(looks)))
-    return {"step": looks[1 : count + 1]} | {name: values[:count] for name, values in seen.items()}
+        seen, count = jax.device_get(_descended(network, batch, tuple(looks.tolist()), start, x, y, key, *settings))
+    return {"step": looks[:count]} | {name: values[:count] for name, values in seen.items()}
 
 
 def _mean_loss(network: Network, params: Layers, x: Array, y: Array) -> Array:
@@ -128,11 +126,19 @@ def _update(
     return jax.tree.map(lambda p, g: p - rate * g, params, gradient)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _descended(
-    network: Network, batch: int, start: Layers, x: Array, y: Array, key: Any, rate: Array, stop_at: Array, looks: Array
-) -> tuple[Array, dict[str, Array]]:
-    """How many looks were taken until the loss was below `stop_at` or not finite, and what was seen at each."""
+    network: Network,
+    batch: int,
+    looks: tuple[int, ...],
+    start: Layers,
+    x: Array,
+    y: Array,
+    key: Any,
+    rate: Array,
+    stop_at: Array,
+) -> tuple[dict[str, Array], Array]:
+    """What was seen at every look, and how many were taken until the loss was below `stop_at` or not finite."""
     update = partial(_update, network, batch, x, y, key, rate)
 
     def see(params: Layers) -> dict[str, Array]:
@@ -143,19 +149,10 @@ def _descended(
             "readout": jnp.linalg.norm(readout) / jnp.linalg.norm(fresh),
         }
 
-    def going(state: tuple[Array, Layers, dict[str, Array]]) -> Array:
-        look, _, seen = state
-        loss = jnp.where(look > 0, seen["loss"][look - 1], jnp.finfo(x.dtype).max)
-        return (look < len(looks) - 1) & (loss >= stop_at) & jnp.isfinite(loss)
+    def going(seen: dict[str, Array]) -> Array:
+        return (seen["loss"] >= stop_at) & jnp.isfinite(seen["loss"])
 
-    def on(state: tuple[Array, Layers, dict[str, Array]]) -> tuple[Array, Layers, dict[str, Array]]:
-        look, params, seen = state
-        params = lax.fori_loop(looks[look], looks[look + 1], update, params)
-        return look + 1, params, {name: seen[name].at[look].set(value) for name, value in see(params).items()}
-
-    nothing = dict.fromkeys(("loss", "moved", "readout"), jnp.zeros(len(looks) - 1, x.dtype))
-    look, _, seen = lax.while_loop(going, on, (jnp.int32(0), start, nothing))
-    return look, seen
+    return descend(update, start, looks, see, going=going)[1:]
 
 
 # ---- What rounding swallows

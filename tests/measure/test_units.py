@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradcourse.measure.statistics import silent_units, unit_statistics
+from gradcourse.measure.units import silent_units, unit_statistics
 from gradcourse.nn.blocks import Residual
 from gradcourse.nn.convolutions import Conv, MaxPool
 from gradcourse.nn.initializers import gaussian
@@ -24,9 +24,9 @@ def test_dense_statistics_are_those_of_numpy() -> None:
         s = h @ np.asarray(params[stage]["weight"][index], np.float64) + np.asarray(params[stage]["bias"][index])
         h = 1 / (1 + np.exp(-s))
         slope = h * (1 - h)
-        np.testing.assert_allclose(found.deviation[layer], np.sqrt((s**2).mean()), rtol=1e-5)
+        np.testing.assert_allclose(found.preactivation_rms[layer], np.sqrt((s**2).mean()), rtol=1e-5)
         np.testing.assert_allclose(found.mean[layer], h.mean(), rtol=1e-5)
-        np.testing.assert_allclose(found.variance[layer], h.var(), rtol=1e-4)
+        np.testing.assert_allclose(found.spread[layer], h.std(), rtol=1e-4)
         np.testing.assert_allclose(found.mean_square_slope[layer], (slope**2).mean(), rtol=1e-5)
         np.testing.assert_allclose(found.saturated[layer], (slope < 0.05 * 0.25).mean(), rtol=1e-5)
         assert 0 < found.saturated[layer] < 1
@@ -36,8 +36,8 @@ def test_a_convolution_counts_every_pixel_and_a_flatten_has_no_slope() -> None:
     network = sequential((5, 5, 1), [Conv(3, "relu", initializer="he_normal"), Flatten(), Dense(2)])
     x = jax.random.normal(jax.random.key(1), (4, 5, 5, 1))
     found = unit_statistics(network, network.init(key=jax.random.key(0)), x)
-    assert 0.3 < found.saturated[0] < 0.7  # the silent half of a rectifier
-    assert found.saturated[0] == pytest.approx(1 - found.mean_square_slope[0])
+    assert 0.3 < found.mean_square_slope[0] < 0.7  # half of a rectifier's entries pass everything, the others nothing
+    assert found.saturated[0] == 0  # it has no tails: on one side it never levels off
     assert np.isnan(found.mean_square_slope[1])
 
 
@@ -85,16 +85,17 @@ def test_what_is_not_known_is_nan() -> None:
     network = sequential((4, 4, 2), [MaxPool(2), Residual(Conv(2, "relu")), Flatten(), Dense(5, jnp.sin), Dense(2)])
     params = network.init(key=jax.random.key(0))
     found = unit_statistics(network, params, jnp.ones((2, 4, 4, 2)))
-    assert np.isnan(found.saturated).tolist() == [False, True, False, True, False]
-    assert np.isnan(found.silent).tolist() == [False, True, False, False, False]
+    for share in (found.saturated, found.silent, found.dead):
+        assert np.isnan(share).tolist() == [False, True, False, False, False]
+    assert found.saturated[3] == 0  # a sine does not level off
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
-def test_a_deviation_is_not_squared_before_it_is_scaled(size: float) -> None:
+def test_a_root_mean_square_is_not_squared_before_it_is_scaled(size: float) -> None:
     network = sequential(2, [Dense(2, "tanh")])
     params = ({"weight": size * jnp.eye(2)[None], "bias": jnp.zeros((1, 2))},)
     found = unit_statistics(network, params, jnp.array([[3.0, 4.0]]))
-    np.testing.assert_allclose(found.deviation[0] / size, np.sqrt(12.5), rtol=1e-6)
+    np.testing.assert_allclose(found.preactivation_rms[0] / size, np.sqrt(12.5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("measure", [unit_statistics, silent_units])
@@ -110,7 +111,7 @@ def test_a_wide_network_stands_where_theory_says() -> None:
     x = jax.random.normal(jax.random.key(1), (50, 64))
     found = unit_statistics(network, network.init(key=jax.random.key(0)), x)
     expected = preactivation_variances(network, x)
-    np.testing.assert_allclose(np.square(found.deviation[:3]), expected[:3], rtol=0.15)
+    np.testing.assert_allclose(np.square(found.preactivation_rms[:3]), expected[:3], rtol=0.15)
     slopes = [mean_square_slope("sigmoid", q) for q in expected[:3]]
     np.testing.assert_allclose(found.mean_square_slope[:3], slopes, rtol=0.15)
 
