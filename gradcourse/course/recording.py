@@ -35,7 +35,7 @@ from gradcourse.course.provenance import in_words, provenance
 from gradcourse.tables import json_value, numbers
 from gradcourse.training.data import digits
 
-__all__ = ["Experiment", "Results", "grid"]
+__all__ = ["Experiment", "Results", "grid", "kept_digits"]
 
 DIGITS = 6  # significant ones that are kept
 kept_digits = lru_cache(digits)  # most experiments measure on them, point after point
