@@ -9,13 +9,8 @@ import pytest
 import reference
 
 import gradcourse as gc
-from gradcourse.course.experiments.normalisation import (
-    HalfBatchNorm,
-    correlation_of_neighbours,
-    normalised_sigmoid,
-    slopes_along_a_line,
-    started,
-)
+from gradcourse.course.experiments.batch_growth import correlation_of_neighbours, slopes_along_a_line
+from gradcourse.course.experiments.normalisation import HalfBatchNorm, normalised_sigmoid, started
 from gradcourse.nn.activations import resolve
 from gradcourse.theory.normalised import (
     batch_norm_rate,
