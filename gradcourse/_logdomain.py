@@ -27,6 +27,7 @@ __all__ = [
     "Scaled",
     "check_overflow",
     "dot",
+    "exact_profile",
     "finite",
     "log2_norms",
     "log_ratio",
@@ -176,6 +177,11 @@ def profile_of(
     else:
         exponent, fraction, error = norms.exponent.T, jnp.log2(norms.square.T) / 2, error.T
     return Profile(exponent, fraction, error, layers, quantity)
+
+
+def exact_profile(norms: Scaled, layers: tuple[str, ...], quantity: str) -> Profile:
+    """Returns the profile of `(*sample, layer)` squared norms that have no standard error."""
+    return Profile(norms.exponent, jnp.log2(norms.square) / 2, jnp.zeros_like(norms.square), layers, quantity)
 
 
 def finite(norms: Scaled) -> Scaled:

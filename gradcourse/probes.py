@@ -23,24 +23,48 @@ takes the place of `probe`.
 `p`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import reduce
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from gradcourse._dummies import Dummy, check_fitting, floating, stacked
-from gradcourse._logdomain import Scaled, normal, sum_of_squares, total
+from gradcourse._logdomain import Scaled, exact_profile, normal, sum_of_squares, total
 from gradcourse.profile import Profile
 
-__all__ = ["Probe", "probe", "profile", "squares"]
+__all__ = ["Dummy", "Probe", "check_fitting", "floating", "is_floating", "probe", "profile", "squares", "stacked"]
 
 H = TypeVar("H")
+P = TypeVar("P", bound="Dummy")
+
+
+@dataclass(frozen=True)
+class Dummy:
+    """What every kind of probe is: arrays of one shape, made of zeros, which are never read, and indexed together."""
+
+    @classmethod
+    def zeros(cls: type[P], *shape: int, dtype: DTypeLike | None = None) -> P:
+        """Returns fresh probes of `shape`; `dtype` is float32, or float64 if JAX's 64-bit mode is on."""
+        return cls(*(jnp.zeros(shape, jnp.result_type(float) if dtype is None else dtype) for _ in fields(cls)))
+
+    def __getitem__(self: P, index: Any) -> P:
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that all its arrays have."""
+        return jnp.shape(jax.tree.leaves(self)[0])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype that all its arrays have."""
+        return jnp.result_type(jax.tree.leaves(self)[0])
 
 
 @jax.tree_util.register_dataclass
@@ -52,9 +76,9 @@ class Probe(Dummy):
     large ones after division by it (Blue 1978, ACM Trans. Math. Software 4, 15-23). Unlike logarithms, these three
     sums add up, which is what gradients do where a probe is used several times.
 
-    Its values are never read. Its shape is that of the leading axes of `h` which are told apart: `Probe.zeros()` is
-    one number for all, `Probe.zeros(batch)` one per example. For `lax.scan` put the layers in front:
-    `Probe.zeros(depth)` or `Probe.zeros(depth, batch)`.
+    Its shape is that of the leading axes of `h` which are told apart: `Probe.zeros()` is one number for all,
+    `Probe.zeros(batch)` one per example. For `lax.scan` put the layers in front: `Probe.zeros(depth)` or
+    `Probe.zeros(depth, batch)`.
     """
 
     small: Any  # all three Float[Array, "*sample"]; JAX also puts placeholders here, so this is not checked
@@ -94,11 +118,7 @@ def squares(tree: Any, *shape: int, dtype: DTypeLike | None = None) -> Scaled:
 
 
 def profile(
-    found: Any,
-    layers: Sequence[str] | None = None,
-    *,
-    axis: int = -1,
-    quantity: str = "gradient norm at each probe",
+    found: Any, layers: Sequence[str] | None = None, *, axis: int = -1, quantity: str = "gradient norm at each probe"
 ) -> Profile:
     """Returns the profile of the gradient norms that probes have found; other axes than the layers' are samples.
 
@@ -107,17 +127,74 @@ def profile(
     Raises `TypeError` for anything else, `ValueError` for probes of different shapes together.
     """
     one, names = stacked(found, Probe, layers, axis)
-    exponent, square = _scaled(one)
-    return Profile(exponent, jnp.log2(square) / 2, jnp.zeros_like(square), names, quantity)
+    return exact_profile(_scaled(one), names, quantity)
 
 
-@jax.custom_vjp
-def _probe(h: Any, p: Probe) -> Any:
-    return h
+def is_floating(leaf: Any) -> bool:
+    """Returns whether an array holds real or complex floating-point numbers."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
-def _forward(h: Any, p: Probe) -> tuple[Any, Probe]:
-    return h, p
+def floating(tree: Any, dtype: Any) -> list[Array]:
+    """Returns the tree's floating-point arrays in `dtype`, a complex one as its real and its imaginary part."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    parts = [(leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,) for leaf in leaves]
+    return [part.astype(dtype) for pair in parts for part in pair]
+
+
+def check_fitting(function: str, h: Any, p: Any, kind: type[Dummy]) -> None:
+    """Raises `TypeError` or `ValueError` where `p` is no probe of that kind for `h`."""
+    if not isinstance(p, kind):
+        raise TypeError(f"{function} got p={p!r}, a {type(p).__name__}; accepted is {kind.__name__}.zeros() or None.")
+    leaves = [leaf for leaf in jax.tree.leaves(h) if is_floating(leaf)]
+    if not leaves:
+        raise TypeError(f"{function} got no floating-point array in h, so there is no gradient to look at.")
+    widest = max(jnp.finfo(jnp.result_type(leaf)).bits for leaf in leaves)
+    if p.dtype not in (jnp.float32, jnp.float64) or jnp.finfo(p.dtype).bits < widest:
+        dtype = "float64" if widest == 64 else "float32"
+        raise TypeError(
+            f"{function} got p of dtype {p.dtype} for h with {widest} bits; accepted is {kind.__name__}.zeros("
+            f"dtype={dtype!r})."
+        )
+    for shape in map(jnp.shape, leaves):
+        if shape[: len(p.shape)] != p.shape:
+            raise ValueError(
+                f"{function} got p of shape {p.shape} for h of shape {shape}; accepted are (), for one norm, or "
+                f"leading axes of h, such as {shape[:1]}. Make it with {kind.__name__}.zeros(...)."
+            )
+
+
+def stacked(found: Any, kind: type[P], layers: Sequence[str] | None, axis: int) -> tuple[P, tuple[str, ...]]:
+    """Returns the probes of one kind as one whose last axis runs over the layers, and the layers' names.
+
+    Arguments and errors as in `profile`.
+    """
+    if isinstance(found, Mapping):
+        layers = tuple(found) if layers is None else tuple(layers)
+        if unknown := [name for name in layers if name not in found]:
+            raise ValueError(f"layers names {unknown[0]!r}, which found does not have; it has {tuple(found)}.")
+        found = [found[name] for name in layers]
+    if isinstance(found, kind):
+        if not found.shape:
+            raise ValueError("found is a single probe without an axis of layers; accepted is a list: write [found].")
+        one = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, -1), found)
+    elif isinstance(found, list | tuple) and found and all(isinstance(probe, kind) for probe in found):
+        if len(shapes := {probe.shape for probe in found}) != 1:
+            raise ValueError(
+                f"found holds probes of the shapes {sorted(shapes)}; accepted are probes of one shape, one per layer. "
+                "Read those that two scans have stacked in two calls."
+            )
+        one = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=-1), *found)
+    else:
+        raise TypeError(
+            f"found={found!r} is not accepted; give what jax.grad returned for the probes: a list of {kind.__name__}, "
+            "or stacked ones."
+        )
+    depth = one.shape[-1]
+    names = tuple(f"{index} probe" for index in range(depth)) if layers is None else tuple(layers)
+    if len(names) != depth:
+        raise ValueError(f"layers has {len(names)} names for {depth} probes; accepted is one name per probe.")
+    return one, names
 
 
 def _backward(p: Probe, cotangent: Any) -> tuple[Any, Probe]:
@@ -127,7 +204,8 @@ def _backward(p: Probe, cotangent: Any) -> tuple[Any, Probe]:
     return cotangent, jax.tree.map(lambda *leaves: reduce(jnp.add, leaves), *parts)
 
 
-_probe.defvjp(_forward, _backward)
+_probe = jax.custom_vjp(lambda h, p: h)
+_probe.defvjp(lambda h, p: (h, p), _backward)
 
 
 def _ranges(dtype: Any) -> tuple[int, int]:

@@ -24,8 +24,8 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from gradcourse._checks import known_false
-from gradcourse._dummies import Dummy, check_fitting, floating, is_floating, stacked
-from gradcourse._logdomain import normal, sum_of_squares
+from gradcourse._logdomain import Scaled, exact_profile, normal, sum_of_squares
+from gradcourse.probes import Dummy, check_fitting, floating, is_floating, stacked
 from gradcourse.profile import Profile
 
 __all__ = ["RescalingProbe", "exponents", "profile", "rescale"]
@@ -42,7 +42,7 @@ class RescalingProbe(Dummy):
     - `square`: the squared norm after the division;
     - `uses`: how often the probe was passed; anything but 1 makes the other two meaningless.
 
-    Its values are never read. For `lax.scan` put the layers in front: `RescalingProbe.zeros(depth)`.
+    For `lax.scan` put the layers in front: `RescalingProbe.zeros(depth)`.
     """
 
     exponent: Any  # all three Float[Array, "*sample"]; JAX also puts placeholders here, so this is not checked
@@ -78,11 +78,7 @@ def rescale(h: H, p: RescalingProbe | None) -> H:
 
 
 def profile(
-    found: Any,
-    layers: Sequence[str] | None = None,
-    *,
-    axis: int = -1,
-    quantity: str = "gradient norm at each probe",
+    found: Any, layers: Sequence[str] | None = None, *, axis: int = -1, quantity: str = "gradient norm at each probe"
 ) -> Profile:
     """Returns the profile of the gradient norms at the probes, as they are without rescaling.
 
@@ -91,8 +87,7 @@ def profile(
     was not passed exactly once, and `TypeError` for anything else.
     """
     chain, names = _chain(found, layers, axis)
-    exponent, square = _added_up(chain), chain.square
-    return Profile(exponent, jnp.log2(square) / 2, jnp.zeros_like(square), names, quantity)
+    return exact_profile(Scaled(_added_up(chain), chain.square), names, quantity)
 
 
 def exponents(found: Any, *, axis: int = -1) -> Int[Array, "*sample layer"]:
@@ -129,15 +124,6 @@ def _added_up(chain: RescalingProbe) -> Int[Array, "*sample layer"]:
     return jnp.flip(jnp.cumsum(jnp.flip(chain.exponent.astype(jnp.int32), -1), axis=-1), -1)
 
 
-@jax.custom_vjp
-def _rescale(h: Any, p: RescalingProbe) -> Any:
-    return h
-
-
-def _forward(h: Any, p: RescalingProbe) -> tuple[Any, RescalingProbe]:
-    return h, p
-
-
 def _backward(p: RescalingProbe, cotangent: Any) -> tuple[Any, RescalingProbe]:
     norm = normal(sum_of_squares(floating(cotangent, p.dtype)))
     limit = -int(jnp.finfo(p.dtype).minexp)  # the largest power of two whose inverse is a normal number
@@ -154,4 +140,5 @@ def _backward(p: RescalingProbe, cotangent: Any) -> tuple[Any, RescalingProbe]:
     return jax.tree.map(divided, cotangent), RescalingProbe(power.astype(p.dtype), square, jnp.ones_like(square))
 
 
-_rescale.defvjp(_forward, _backward)
+_rescale = jax.custom_vjp(lambda h, p: h)
+_rescale.defvjp(lambda h, p: (h, p), _backward)
