@@ -1,9 +1,8 @@
 """Training, watched as it goes: data, minibatch descent, its history, and many runs at once."""
 
 from gradcourse.training import optimizers
-from gradcourse.training.data import Data, Dataset, digits
+from gradcourse.training.data import Data, Dataset, digits, idx_folder, read_idx
 from gradcourse.training.history import History
-from gradcourse.training.idx import idx_folder, read_idx
 from gradcourse.training.loop import accuracy, cross_entropy, train
 from gradcourse.training.runs import Run
 from gradcourse.training.shapeset import Shapeset

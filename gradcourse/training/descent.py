@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-__all__ = ["all_finite", "descend"]
+__all__ = ["descend"]
 
 S = TypeVar("S")
 
@@ -37,10 +37,10 @@ def descend(
     Both functions are compiled once, however many looks there are. Call it inside `jit`; all randomness belongs into
     the state or is folded out of the step.
     """
-    ends = np.asarray(looks, np.int32)
-    starts = np.concatenate([np.zeros(1, np.int32), ends[:-1]])
-    counts = {int(count) for count in ends - starts if count}
-    begins, stops = jnp.asarray(starts), jnp.asarray(ends)
+    stops = np.asarray(looks, np.int32)
+    starts = np.concatenate([np.zeros(1, np.int32), stops[:-1]])
+    counts = {int(count) for count in stops - starts if count}
+    between = jnp.asarray(starts), jnp.asarray(stops)
 
     def advanced(state: S, start: Array, stop: Array) -> S:
         if len(counts) != 1:
@@ -52,28 +52,25 @@ def descend(
             return lax.fori_loop(np.int32(0), np.int32(count), lambda turn, s: update(start + turn, s), state)
 
         # A first look at the start is a turn that only looks: one program is compiled in two thirds of the time of two.
-        return go_on(state) if starts.size and ends[0] else lax.cond(stop > start, go_on, lambda s: s, state)
+        return go_on(state) if starts.size and stops[0] else lax.cond(stop > start, go_on, lambda s: s, state)
 
     def look(state: S, between: tuple[Array, Array]) -> tuple[S, Any]:
         state = advanced(state, *between)
         return state, observe(state)
 
     if going is None:
-        state, seen = lax.scan(look, state, (begins, stops))
-        return state, seen, jnp.int32(len(ends))
+        state, seen = lax.scan(look, state, between)
+        return state, seen, jnp.int32(len(stops))
 
     def on(carry: tuple[S, Any, Array, Array]) -> tuple[S, Any, Array, Array]:
         state, seen, count, _ = carry
-        state, now = look(state, (begins[count], stops[count]))
+        state, now = look(state, jax.tree.map(lambda steps: steps[count], between))
         seen = jax.tree.map(lambda all, one: all.at[count].set(one), seen, now)
         return state, seen, count + 1, going(now)
 
-    nothing = jax.tree.map(lambda leaf: jnp.zeros((len(ends), *leaf.shape), leaf.dtype), jax.eval_shape(observe, state))
+    nothing = jax.tree.map(
+        lambda leaf: jnp.zeros((len(stops), *leaf.shape), leaf.dtype), jax.eval_shape(observe, state)
+    )
     start = state, nothing, jnp.int32(0), jnp.bool_(True)
-    state, seen, count, _ = lax.while_loop(lambda carry: (carry[2] < len(ends)) & carry[3], on, start)
+    state, seen, count, _ = lax.while_loop(lambda carry: (carry[2] < len(stops)) & carry[3], on, start)
     return state, seen, count
-
-
-def all_finite(tree: Any) -> Bool[Array, ""]:
-    """Returns whether every number in the tree is finite."""
-    return jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree))

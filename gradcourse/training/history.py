@@ -4,7 +4,7 @@ Gradients come out of one ordinary `jax.grad` through rescaling probes (`gradcou
 is seen for what it is, in float32.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,11 +13,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from gradcourse._logdomain import times_power
+from gradcourse._logdomain import Scaled, exact_profile, times_power
 from gradcourse.measure.gradients import layer_squares, layers_with, update_to_weight_ratios
 from gradcourse.measure.units import UnitStatistics, statistics_of
 from gradcourse.nn.layers import Layer
 from gradcourse.nn.network import Network, Params, joined
+from gradcourse.probes import is_floating
 from gradcourse.profile import Profile
 from gradcourse.rescaling import RescalingProbe, exponents, profile, rescale
 from gradcourse.training.runs import NEVER
@@ -84,17 +85,19 @@ class History:
             raise ValueError(
                 f"later begins at step {later.step[0]}; accepted is {self.step[-1]}, where this history ends."
             )
-
-        def join(name: str, first: int, axis: int) -> Any:
-            def joined(one: Array, other: Array) -> Array:
-                return jnp.concatenate([one, jax.lax.slice_in_dim(other, first, None, axis=axis)], axis=axis)
-
-            return jax.tree.map(joined, getattr(self, name), getattr(later, name))
-
         runs = self.diverged_at.ndim
-        seen = {field.name for field in fields(self)} - {"step", "batch_loss", "diverged_at"}
-        parts = {name: join(name, 1, runs) for name in seen}  # the snapshot where they meet is in both
-        return replace(later, step=join("step", 1, 0), batch_loss=join("batch_loss", 0, runs), **parts)
+        apart: dict[str, Any] = {"step": None, "batch_loss": None, "diverged_at": None}
+
+        def join(one: Array, other: Array) -> Array:
+            rest = jax.lax.slice_in_dim(other, 1, None, axis=runs)  # the snapshot where they meet is in both
+            return jnp.concatenate([one, rest], axis=runs)
+
+        return replace(
+            jax.tree.map(join, replace(self, **apart), replace(later, **apart)),
+            step=jnp.concatenate([self.step, later.step[1:]]),
+            batch_loss=jnp.concatenate([self.batch_loss, later.batch_loss], axis=runs),
+            diverged_at=later.diverged_at,
+        )
 
 
 def snapshot(
@@ -122,31 +125,35 @@ def snapshot(
     chain = joined([*found, last[None]])
     everywhere = profile(chain, (*network.layer_names, "output"), quantity="gradient of the loss at each layer's input")
     inputs = jax.tree.map(lambda leaf: leaf[:-1], everywhere)
-    # Not of the mean over examples, but of one example's loss.
-    activation = replace(inputs, fraction=inputs.fraction + jnp.log2(len(x)) / 2, layers=network.layer_names)
+    to_one = jnp.log2(len(x)) / 2  # from the gradient of the mean over examples to that of one example's loss
     # What lies before a probe has a gradient divided by the powers of two from there on.
     powers = exponents(chain)[1:]
-    layers, squared = layers_with(network, params, "all"), layer_squares(gradient)
-    powers_there = powers[np.array([name in layers for name in network.layer_names])]
-    parameter = Profile(
-        powers_there + squared.exponent,
-        jnp.log2(squared.square) / 2,
-        jnp.zeros_like(squared.square),
-        layers,
-        "gradient of the mean loss with respect to each layer's parameters",
+    layers, (exponent, square) = layers_with(network, params, "all"), layer_squares(gradient)
+    squares = Scaled(exponent + powers[np.array([name in layers for name in network.layer_names])], square)
+    parameter = exact_profile(squares, layers, "gradient of the mean loss with respect to each layer's parameters")
+    # An optimiser is given the gradient as it is without rescaling, underflow included.
+    plain = tuple(
+        jax.tree.map(lambda leaf, power=power: times_power(leaf, power), stage)
+        for stage, power in zip(gradient, network.parted(powers), strict=True)
     )
-    updates, _ = optimizer.update(_times_powers(network, gradient, powers), optimizer_state, params)
+    updates, _ = optimizer.update(plain, optimizer_state, params)
     ratios = update_to_weight_ratios(network, params, updates)
     overflown = jnp.isnan(layer_squares(updates).square)
     seen = {
-        "activation_gradient": activation,
+        "activation_gradient": replace(inputs, fraction=inputs.fraction + to_one, layers=network.layer_names),
         "parameter_gradient": parameter,
         "update_to_weight": replace(ratios, fraction=jnp.where(overflown, jnp.inf, ratios.fraction)),
         "units": statistics_of(network, params, x, present=present),
     }
     if present is not None:
         there = dict(zip(network.layer_names, jnp.concatenate(present), strict=True))
-        seen = {name: _only(jnp.stack([there[layer] for layer in value.layers]), value) for name, value in seen.items()}
+
+        def only(found: Any) -> Any:
+            """A profile or statistics with NaN for the layers that are not there."""
+            kept = jnp.stack([there[layer] for layer in found.layers])
+            return jax.tree.map(lambda leaf: jnp.where(kept, leaf, jnp.nan) if is_floating(leaf) else leaf, found)
+
+        seen = {name: only(found) for name, found in seen.items()}
     return seen | {"loss": jnp.where(jnp.isnan(loss), jnp.inf, loss), "accuracy": jnp.mean(logits.argmax(axis=-1) == y)}
 
 
@@ -181,20 +188,3 @@ def masked(
 
     everywhere: Any = (None,) * len(params)
     return network.scan(step, tuple(zip(params, present or everywhere, probes or everywhere, strict=True)), x)[0]
-
-
-def _times_powers(network: Network, gradient: Params, powers: Int[Array, " layer"]) -> Params:
-    """The gradient as it is without rescaling, underflow included: what an optimiser is given."""
-    return tuple(
-        jax.tree.map(lambda leaf, power=power: times_power(leaf, power), stage)
-        for stage, power in zip(gradient, network.parted(powers), strict=True)
-    )
-
-
-def _only(there: Bool[Array, " layer"], value: Any) -> Any:
-    """A profile or statistics with NaN for the layers that are not there."""
-
-    def blank(leaf: Array) -> Array:
-        return jnp.where(there, leaf, jnp.nan) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return jax.tree.map(blank, value)

@@ -20,21 +20,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from tqdm import tqdm
 
-from gradcourse._checks import positive_integer, traced
+from gradcourse._checks import all_finite, known_false, positive_integer, traced
 from gradcourse.nn.network import Network, Params
-from gradcourse.training.arguments import checked_looks, checked_rate, checked_watch
 from gradcourse.training.data import Data
-from gradcourse.training.descent import all_finite, descend
+from gradcourse.training.descent import descend
 from gradcourse.training.history import History, Present, masked, snapshot
 from gradcourse.training.runs import NEVER, Optimizer, Run, with_rate
 
-__all__ = ["Observe", "accuracy", "advanced", "cross_entropy", "in_pieces", "train"]
+__all__ = [
+    "Observe",
+    "accuracy",
+    "advanced",
+    "checked_looks",
+    "checked_rate",
+    "checked_watch",
+    "cross_entropy",
+    "in_pieces",
+    "train",
+]
 
+WATCHED = 500  # examples that are watched where nobody says which
 PIECES = 50  # of a run that shows its progress
 Observe = Callable[[Network, Params, Array, Array], Any]  # of (network, params, x, y), the watched examples
 
@@ -106,83 +117,64 @@ def train(
     rate = checked_rate(optimizer, learning_rate)
     run = _started(start, with_rate(optimizer, rate), key)
     watched = checked_watch(network, run.params, data, watch, run.key)
-    program = partial(advanced, network, optimizer, batch_size, False, observe)
+    program = partial(advanced, network, optimizer, batch_size, observe)
     shown = progress and looks is None and not traced((run, rate))
     return in_pieces(lambda run, looks: program(looks, data, watched, run, rate, None), run, chosen, shown)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@partial(jax.jit, static_argnums=range(5))
 def advanced(
     network: Network,
     optimizer: Optimizer,
     batch_size: int,
-    many: bool,
     observe: Observe | None,
     looks: tuple[int, ...],
     data: Data,
     watched: tuple[Array, Array],
     run: Run,
-    rate: Float[Array, "*run"],
+    rate: Float[Array, ""],
     present: Present,
 ) -> tuple[Run, History]:
-    """Returns what `train` does, without its checks; with `many`, `run`, `rate` and `present` have an axis of runs."""
-
-    def see(run: Run, rate: Array, present: Present) -> dict[str, Any]:
-        seen = snapshot(network, run.params, with_rate(optimizer, rate), run.optimizer_state, *watched, present)
-        return seen | {"observed": None if observe is None else observe(network, run.params, *watched)}
-
-    def step(run: Run, rate: Array, present: Present) -> tuple[Run, Array]:
-        return _step(network, with_rate(optimizer, rate), data, batch_size, present, run)
-
-    def of_all(one: Callable[[Run, Array, Present], Any], run: Run) -> Any:
-        return (jax.vmap(one) if many else one)(run, rate, present)
+    """Returns what `train` does, without its checks; of the layers only those `present` take part."""
+    rule = with_rate(optimizer, rate)
 
     def update(index: Array, state: tuple[Run, Array]) -> tuple[Run, Array]:
+        """One update, unless that gives anything that is not finite; the loss before it is noted."""
         run, losses = state
-        run, loss = of_all(step, run)
-        return run, lax.dynamic_update_index_in_dim(losses, loss, index, axis=losses.ndim - 1)
+        x, y = data.batch(batch_size, key=jax.random.fold_in(run.key, run.step))
 
-    losses = jnp.zeros((*run.step.shape, looks[-1]), watched[0].dtype)
-    (last, losses), seen, _ = descend(update, (run, losses), looks, lambda state: of_all(see, state[0]))
-    if many:  # the runs' axis in front
-        seen = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), seen)
-    first = jnp.ravel(run.step)[0]
-    return last, History(step=first + jnp.asarray(looks), batch_loss=losses, diverged_at=last.diverged_at, **seen)
+        def mean_loss(params: Params) -> Array:
+            logits = masked(network, params, x, present)
+            return optax.losses.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
+        loss, gradient = jax.value_and_grad(mean_loss)(run.params)
+        updates, memory = rule.update(gradient, run.optimizer_state, run.params)
+        new = optax.apply_updates(run.params, updates)
+        here = jnp.isfinite(loss)
+        moving = here & all_finite(new) & (run.diverged_at == NEVER)
 
-def _step(
-    network: Network,
-    optimizer: optax.GradientTransformation,
-    data: Data,
-    batch_size: int,
-    present: Present,
-    run: Run,
-) -> tuple[Run, Array]:
-    """One update and the loss before it; none where that gives anything that is not finite."""
-    x, y = data.batch(batch_size, key=jax.random.fold_in(run.key, run.step))
+        def chosen(condition: Array, one: Any, other: Any) -> Any:
+            return jax.tree.map(partial(jnp.where, condition), one, other)
 
-    def mean_loss(params: Params) -> Array:
-        logits = masked(network, params, x, present)
-        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+        stand_still = chosen(here, run.params, run.previous)
+        run = Run(
+            params=chosen(moving, new, stand_still),
+            optimizer_state=chosen(moving, memory, run.optimizer_state),
+            previous=chosen(moving, run.params, stand_still),
+            key=run.key,
+            step=run.step + 1,
+            diverged_at=jnp.where(moving | (run.diverged_at != NEVER), run.diverged_at, run.step),
+        )
+        return run, lax.dynamic_update_index_in_dim(losses, jnp.where(here, loss, jnp.inf), index, axis=0)
 
-    loss, gradient = jax.value_and_grad(mean_loss)(run.params)
-    updates, state = optimizer.update(gradient, run.optimizer_state, run.params)
-    new = optax.apply_updates(run.params, updates)
-    here = jnp.isfinite(loss)
-    moving = here & all_finite(new) & (run.diverged_at == NEVER)
+    def see(state: tuple[Run, Array]) -> dict[str, Any]:
+        run, _ = state
+        seen = snapshot(network, run.params, rule, run.optimizer_state, *watched, present)
+        return seen | {"observed": None if observe is None else observe(network, run.params, *watched)}
 
-    def chosen(condition: Array, one: Any, other: Any) -> Any:
-        return jax.tree.map(partial(jnp.where, condition), one, other)
-
-    stand_still = chosen(here, run.params, run.previous)
-    return Run(
-        params=chosen(moving, new, stand_still),
-        optimizer_state=chosen(moving, state, run.optimizer_state),
-        previous=chosen(moving, run.params, stand_still),
-        key=run.key,
-        step=run.step + 1,
-        diverged_at=jnp.where(moving | (run.diverged_at != NEVER), run.diverged_at, run.step),
-    ), jnp.where(here, loss, jnp.inf)
+    losses = jnp.zeros(looks[-1], watched[0].dtype)
+    (last, losses), seen, _ = descend(update, (run, losses), looks, see)
+    return last, History(step=run.step + jnp.asarray(looks), batch_loss=losses, diverged_at=last.diverged_at, **seen)
 
 
 def in_pieces(
@@ -215,3 +207,90 @@ def _started(start: Params | Run, optimizer: optax.GradientTransformation, key: 
     if key is None:
         raise TypeError("key is missing; parameters are accepted with one, to draw the minibatches: jax.random.key(0).")
     return Run.start(start, optimizer, key=key)
+
+
+def checked_looks(steps: int, *, every: int | None = None, looks: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Returns the numbers of steps after which to look: `looks`, or 0 and every `every` steps, by default the end.
+
+    >>> checked_looks(100, every=50)
+    (0, 50, 100)
+
+    Raises `ValueError` where the last of them is not `steps`, or they do not increase, and `TypeError` for both.
+    """
+    if looks is None:
+        every = steps if every is None else positive_integer("every", every)
+        if steps % every:
+            raise ValueError(
+                f"every={every} does not divide steps={steps}; accepted is a divisor, so that the last snapshot is the "
+                "end."
+            )
+        return tuple(range(0, steps + 1, every))
+    if every is not None:
+        raise TypeError(f"every={every} and looks={looks!r} both say when to look; accepted is one of them.")
+    chosen = np.asarray(looks)
+    if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
+        raise TypeError(f"looks={looks!r} is accepted as a sequence of whole numbers of steps.")
+    if chosen[0] < 0 or (np.diff(chosen) <= 0).any() or chosen[-1] != steps:
+        raise ValueError(
+            f"looks={looks!r} is accepted from 0 up, increasing, and with steps={steps} as the last, so that the last "
+            "snapshot is the end."
+        )
+    return tuple(chosen.tolist())
+
+
+def checked_rate(optimizer: Optimizer, learning_rate: Any) -> Float[Array, "..."]:
+    """Returns the rates as an array, 0 for an optimiser that has its own.
+
+    Raises `TypeError` for what is no optimiser and for a missing or superfluous rate, `ValueError` for rates below 0.
+    """
+    ready = isinstance(optimizer, optax.GradientTransformation)
+    if not ready and not callable(optimizer):
+        raise TypeError(
+            f"optimizer={optimizer!r} is a {type(optimizer).__name__}; accepted is an optax optimiser, such as "
+            "optax.adam(1e-3), or a function that makes one of the learning rate, such as optax.adam."
+        )
+    if ready != (learning_rate is None):
+        raise TypeError(
+            "learning_rate is accepted with a function that makes an optimiser of it, such as optax.sgd; an optimiser "
+            "such as optax.sgd(0.1) has its own."
+            if ready
+            else "learning_rate is missing: optimizer is a function that makes an optimiser of it."
+        )
+    rate = jnp.asarray(0.0 if learning_rate is None else learning_rate, float)
+    if known_false(jnp.all(jnp.isfinite(rate) & (rate >= 0))):
+        raise ValueError(f"learning_rate={learning_rate!r} is accepted finite, and zero or more.")
+    return rate
+
+
+def checked_watch(network: Network, params: Params, data: Data, watch: Any, key: PRNGKeyArray) -> tuple[Array, Array]:
+    """Returns the examples to be watched, by default 500 that the key draws from `data`.
+
+    Raises `TypeError` or `ValueError` where they, the parameters or a minibatch do not fit the network.
+    """
+    if not hasattr(data, "batch"):
+        raise TypeError(
+            f"data is a {type(data).__name__} without a method batch(size, key=...); accepted is a Dataset, such as "
+            "gradcourse.digits(), a Shapeset, or a class of yours with that method."
+        )
+    drawn_x, drawn_y = jax.eval_shape(lambda: data.batch(1, key=key))
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    if drawn_x.shape[1:] != network.input_shape or drawn_x.dtype != dtype:
+        raise ValueError(
+            f"data has examples of shape {drawn_x.shape[1:]} and dtype {drawn_x.dtype}; accepted for this network is "
+            f"{network.input_shape} and {dtype}."
+        )
+    if watch is None:
+        watch = data.batch(WATCHED, key=jax.random.fold_in(key, np.iinfo(np.int32).max))  # no step's number
+    x, y = network.check(params, watch[0]), jnp.asarray(watch[1])
+    for name, labels, shape in (("data", drawn_y, (1,)), ("watch", y, x.shape[:1])):
+        if labels.shape != shape or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(
+                f"{name} has labels of shape {labels.shape} and dtype {labels.dtype}; accepted is one integer each."
+            )
+    classes = network.output_shape[-1]
+    if known_false(jnp.all((y >= 0) & (y < classes))):
+        raise ValueError(
+            f"watch has labels from {y.min()} to {y.max()}; accepted is 0 to {classes - 1}, for the network has "
+            f"{classes} outputs."
+        )
+    return x, y

@@ -21,20 +21,16 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gradcourse._checks import known_name, positive_integer, positive_number
+from gradcourse._checks import all_finite, known_name, positive_integer, positive_number
 from gradcourse.nn.network import Network, Params
-from gradcourse.training.arguments import checked_looks, checked_rate
 from gradcourse.training.data import Data
-from gradcourse.training.descent import all_finite, descend
+from gradcourse.training.descent import descend
 from gradcourse.training.formats import cast, round_stochastically
-from gradcourse.training.loop import accuracy, cross_entropy
+from gradcourse.training.loop import accuracy, checked_looks, checked_rate, cross_entropy
 from gradcourse.training.precision import scaled_loss
 from gradcourse.training.runs import Optimizer, with_rate
 
 __all__ = ["Descent", "Dynamic", "train_in"]
-
-TRAINABLE = ("float32", "bfloat16", "float16")
-KEEPS = ("float32", "nearest", "stochastic")
 
 
 @dataclass(frozen=True)
@@ -87,46 +83,40 @@ def train_in(
 
     References: Micikevicius et al. (2018). Raises `ValueError` or `TypeError` for arguments that do not fit.
     """
-    name = known_name("dtype", str(jnp.dtype(dtype)), TRAINABLE)
-    known_name("keep", keep, KEEPS)
+    name = known_name("dtype", str(jnp.dtype(dtype)), ("float32", "bfloat16", "float16"))
+    known_name("keep", keep, ("float32", "nearest", "stochastic"))
     steps, batch_size = positive_integer("steps", steps), positive_integer("batch_size", batch_size)
     looks, rate = checked_looks(steps, every=every), checked_rate(optimizer, learning_rate)
-    start = loss_scale.start if isinstance(loss_scale, Dynamic) else loss_scale
+    start, patience = loss_scale, 0
+    if isinstance(loss_scale, Dynamic):
+        start, patience = loss_scale.start, positive_integer("patience", loss_scale.patience)
     if np.frexp(positive_number("loss_scale", start))[0] != 0.5:
         raise ValueError(f"loss_scale={start!r} is accepted as a power of two, so that dividing by it is exact.")
-    patience = positive_integer("patience", loss_scale.patience) if isinstance(loss_scale, Dynamic) else 0
     watched = network.check(params, watch[0]), jnp.asarray(watch[1])
     settings = network, optimizer, jnp.dtype(name), keep, patience, batch_size, looks
-    return _descended(*settings, data, params, rate, jnp.asarray(start, jnp.float32), watched, key)
+    return _descended(settings, data, params, rate, jnp.asarray(start, jnp.float32), watched, key)
 
 
 class _State(NamedTuple):
-    """Where such a run stands: its weights, its optimiser, and what the loss scale has gone through."""
-
     kept: Params
-    memory: Any
+    memory: Any  # the optimiser's
     scale: Array
     sound_steps: Array  # since the last overflow or growth of the scale
     skipped: Array
 
 
-@partial(jax.jit, static_argnums=range(7))
+@partial(jax.jit, static_argnums=0)
 def _descended(
-    network: Network,
-    optimizer: Optimizer,
-    dtype: Any,
-    keep: str,
-    patience: int,
-    batch_size: int,
-    looks: tuple[int, ...],
+    settings: tuple[Any, ...],
     data: Data,
     params: Params,
     rate: Array,
     scale: Array,
     watch: tuple[Array, Array],
-    key: PRNGKeyArray,
+    key: Any,
 ) -> Descent:
     """`train_in` without its checks; a scale without patience stays as it is."""
+    network, optimizer, dtype, keep, patience, batch_size, looks = settings
     chosen = with_rate(optimizer, rate)
 
     def update(index: Array, state: _State) -> _State:

@@ -39,23 +39,20 @@ def scale_by_layer(rates: Any) -> optax.GradientTransformation:
     Array([-0.1, -0.2], dtype=float32)
     """
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        def by(path: Any, rate: Any, part: Any) -> Any:
-            rate = jnp.asarray(rate)
+    def by(path: Any, rate: Any, part: Any) -> Any:
+        rate = jnp.asarray(rate)
 
-            def one(leaf: Array) -> Array:
-                if rate.ndim > 1 or (rate.ndim == 1 and leaf.shape[:1] != rate.shape):
-                    raise ValueError(
-                        f"rates{jax.tree_util.keystr(path)} has shape {rate.shape} for updates of shape {leaf.shape}; "
-                        "accepted are one number, or one for each entry of the first axis."
-                    )
-                return leaf * rate.astype(leaf.dtype).reshape(rate.shape + (1,) * (leaf.ndim - rate.ndim))
+        def one(leaf: Array) -> Array:
+            if rate.ndim > 1 or (rate.ndim == 1 and leaf.shape[:1] != rate.shape):
+                raise ValueError(
+                    f"rates{jax.tree_util.keystr(path)} has shape {rate.shape} for updates of shape {leaf.shape}; "
+                    "accepted are one number, or one for each entry of the first axis."
+                )
+            return leaf * rate.astype(leaf.dtype).reshape(rate.shape + (1,) * (leaf.ndim - rate.ndim))
 
-            return jax.tree.map(one, part)
+        return jax.tree.map(one, part)
 
-        return jax.tree_util.tree_map_with_path(by, rates, updates), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(by, rates, updates))
 
 
 def layerwise(rule: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -101,13 +98,12 @@ def singh_steps(learning_rate: Any) -> optax.GradientTransformation:
     ['17.12', '1.69']
     """
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        size = optax.tree.norm(updates)
+    def step(g: Array, _: Any) -> Array:
+        size = optax.tree.norm(g)
         # ln(1 + 1/size) in a form that is finite, and exact, down to a gradient of 0, whose step is 0.
-        boost = 1 + jnp.log1p(size) - jnp.log(jnp.where(size > 0, size, 1))
-        return jax.tree.map(lambda g: -learning_rate * boost * g, updates), state
+        return -learning_rate * (1 + jnp.log1p(size) - jnp.log(jnp.where(size > 0, size, 1))) * g
 
-    return layerwise(optax.GradientTransformation(lambda params: optax.EmptyState(), update))
+    return layerwise(optax.stateless_with_tree_map(step))
 
 
 def largest_stable_rate(

@@ -13,7 +13,6 @@ plain gradient of a network whose numbers are float16 or bfloat16, layer by laye
 7
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import log10
@@ -28,6 +27,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from scipy.stats import norm
 
 from gradcourse._checks import known_name, positive_integer, positive_number
+from gradcourse._logdomain import Scaled, exact_profile
 from gradcourse.measure.gradients import layer_squares, layers_with
 from gradcourse.nn.convolutions import Conv
 from gradcourse.nn.layers import Dense, Layer
@@ -86,10 +86,9 @@ def gradient_in(
     if not isinstance(loss_scale, jax.Array):
         positive_number("loss_scale", loss_scale)
     layers = layers_with(network, params, part)
-    (exponent, square), *rest = _gradient_in(network, jnp.dtype(dtype), part, params, x, y, loss_scale)
+    norms, *rest = _gradient_in(network, jnp.dtype(dtype), part, params, x, y, loss_scale)
     quantity = f"gradient with respect to each layer's {part}, in {jnp.dtype(dtype)}"
-    profile = Profile(exponent, jnp.log2(square) / 2, jnp.zeros_like(square), layers, quantity)
-    return FormatGradient(profile, *rest)
+    return FormatGradient(exact_profile(norms, layers, quantity), *rest)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -98,13 +97,23 @@ def _gradient_in(network: Network, dtype: Any, part: str, params: Params, x: Arr
     scale = jnp.asarray(scale, wide)
     gradient = jax.grad(scaled_loss, argnums=1)(network, cast(params, dtype), x.astype(dtype), y, scale)
     gradient = cast(gradient, wide)
-    zero = _per_layer(network, part, gradient, lambda entries: jnp.mean(entries == 0, axis=1))
-    overflowed = _per_layer(network, part, gradient, lambda entries: jnp.mean(~jnp.isfinite(entries), axis=1))
-    largest = _per_layer(network, part, gradient, lambda entries: jnp.max(jnp.abs(entries), axis=1))
+    entries = []  # per stage that has the part, (layer, entry)
+    for stage in gradient:
+        named = [(getattr(path[-1], "key", None), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(stage)]
+        if chosen := [leaf.reshape(len(leaf), -1) for name, leaf in named if part in ("all", name)]:
+            entries.append(jnp.concatenate(chosen, axis=1))
+    largest, zero, overflowed = (
+        jnp.concatenate([summary(each) for each in entries])
+        for summary in (
+            lambda each: jnp.max(jnp.abs(each), axis=1),
+            lambda each: jnp.mean(each == 0, axis=1),
+            lambda each: jnp.mean(~jnp.isfinite(each), axis=1),
+        )
+    )
     scale_exponent = jnp.frexp(scale)[1]
     exponent, square = layer_squares(gradient, part)
     square = square / jnp.square(jnp.ldexp(scale, -scale_exponent))
-    return (exponent - scale_exponent, square), largest, zero, overflowed
+    return Scaled(exponent - scale_exponent, square), largest, zero, overflowed
 
 
 def scaled_loss(
@@ -117,17 +126,6 @@ def scaled_loss(
     """Returns `scale` times the mean cross-entropy, taken in the format of `scale` after a pass in that of `params`."""
     logits = network.apply(params, x).astype(scale.dtype)
     return scale * optax.losses.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-
-
-def _per_layer(network: Network, part: str, tree: Params, summary: Callable[[Array], Array]) -> Float[Array, " layer"]:
-    """What `summary` makes of the entries of each layer's `part`, `(layer, entry)`."""
-    found = []
-    for stage, leaves in zip(network.stages, tree, strict=True):
-        named = [(getattr(path[-1], "key", None), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(leaves)]
-        chosen = [leaf.reshape(stage.repeats, -1) for name, leaf in named if part in ("all", name)]
-        if chosen:
-            found.append(summary(jnp.concatenate(chosen, axis=1)))
-    return jnp.concatenate(found)
 
 
 def layers_in_reach(zero: Float[ArrayLike, "*sample layer"], *, share: float = 0.5) -> Int[np.ndarray, "*sample"]:

@@ -1,7 +1,14 @@
 r"""Greedy layer-wise pretraining of sigmoid networks, without labels.
 
 Layers are trained one after the other, from the input up. Each learns to reconstruct what the trained layers below make
-of the data; then it is left alone and the next one starts. What teaches a layer is one of the two `training.machines`.
+of the data; then it is left alone and the next one starts. What teaches a layer is one of two *machines*. Both are a
+layer $h = \sigma(v W + b)$ that is given $v$ between 0 and 1, with a bias $c$ for the way back:
+
+- a *denoising autoencoder* (Bengio et al. 2007, Vincent et al. 2008): some entries of $v$ are set to 0, and
+  $z = \sigma(h W^{\mathsf T} + c)$ has to be close to what $v$ was before, in cross-entropy;
+- a *restricted Boltzmann machine* (Hinton, Osindero and Teh 2006): the distribution
+  $p(v, h) \propto \exp(v W h^{\mathsf T} + b h^{\mathsf T} + c v^{\mathsf T})$ of binary $v$ and $h$ is fitted to the
+  data by contrastive divergence (Hinton 2002).
 
 >>> import jax
 >>> from gradcourse.training.data import digits
@@ -13,7 +20,6 @@ of the data; then it is left alone and the next one starts. What teaches a layer
 (2, 200)
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,16 +34,24 @@ from gradcourse._checks import known_name, positive_integer, positive_number
 from gradcourse.nn.activations import ACTIVATIONS
 from gradcourse.nn.layers import Dense
 from gradcourse.nn.network import Network, Params
-from gradcourse.training.arguments import checked_rate
 from gradcourse.training.data import Data
 from gradcourse.training.descent import descend
-from gradcourse.training.machines import Machine, contrastive_divergence, denoising_loss, hidden_units
+from gradcourse.training.loop import checked_rate
 from gradcourse.training.runs import Optimizer, with_rate
 
-__all__ = ["METHODS", "PretrainingHistory", "pretrained"]
+__all__ = [
+    "METHODS",
+    "Machine",
+    "PretrainingHistory",
+    "contrastive_divergence",
+    "denoising_loss",
+    "free_energy",
+    "hidden_units",
+    "pretrained",
+]
 
 METHODS = ("autoencoder", "rbm")
-Gradient = Callable[..., tuple[Machine, Array]]
+Machine = dict[str, Any]  # "weight" W, (visible, hidden), "bias" b and "visible_bias" c
 
 
 @jax.tree_util.register_dataclass
@@ -87,10 +101,10 @@ def pretrained(
 
     Raises `TypeError` for other networks, `ValueError` for an unknown method or a corruption outside of [0, 1).
     """
-    _checked_network(network)
+    _check_network(network)
     known_name("method", method, METHODS)
     steps, batch_size = positive_integer("steps", steps), positive_integer("batch_size", batch_size)
-    if not 0 <= positive_number("corruption", corruption, zero=True) < 1:
+    if positive_number("corruption", corruption, zero=True) >= 1:
         raise ValueError(
             f"corruption={corruption!r} is accepted from 0 up to, but not, 1: the share of inputs removed."
         )
@@ -100,16 +114,12 @@ def pretrained(
     rate = checked_rate(optimizer, learning_rate)
     network.check(params, data.batch(1, key=key)[0])
     settings = network, method, steps, optimizer, batch_size
-    return _pretrained(*settings, params, data, rate, *map(jnp.asarray, (corruption, low, high)), key)
+    return _pretrained(settings, params, data, rate, *map(jnp.asarray, (corruption, low, high)), key)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@partial(jax.jit, static_argnums=0)
 def _pretrained(
-    network: Network,
-    method: str,
-    steps: int,
-    optimizer: Optimizer,
-    batch_size: int,
+    settings: tuple[Any, ...],
     params: Params,
     data: Data,
     rate: Array,
@@ -118,11 +128,8 @@ def _pretrained(
     high: Array,
     key: PRNGKeyArray,
 ) -> tuple[Params, PretrainingHistory]:
-    """`pretrained` without its checks."""
-    gradient: Gradient = partial(_denoising_gradient, corruption) if method == "autoencoder" else _machine_gradient
-    taught = partial(_taught, gradient, with_rate(optimizer, rate), steps)
-    trained = list(_for_unit_pixels(params, low, high))
-    seen = []
+    network, method, steps, optimizer, batch_size = settings
+    rule, trained, seen = with_rate(optimizer, rate), list(_for_inputs(params, low, high)), []
 
     def below(index: int, at: Array, layers: Machine, key: PRNGKeyArray) -> Array:
         """A minibatch as it arrives at layer `at` of the stage, in which the layers before it are trained."""
@@ -131,92 +138,63 @@ def _pretrained(
         for stage, done in zip(network.stages[:index], trained, strict=False):
             h, _ = stage.scan(lambda h, layer: (hidden_units(layer, h), None), h, done)
         stage = network.stages[index]
-        if stage.repeats > 1:
-            h, _ = stage.scan(partial(_through_first, at), h, (jnp.arange(stage.repeats), layers))
-        return h
+
+        def step(h: Array, one: tuple[Array, Machine]) -> tuple[Array, None]:  # the same program for every `at`
+            number, layer = one
+            return jnp.where(number < at, hidden_units(layer, h), h), None
+
+        return stage.scan(step, h, (jnp.arange(stage.repeats), layers))[0] if stage.repeats > 1 else h
+
+    def gradient(machine: Machine, v: Array, key: PRNGKeyArray) -> tuple[Machine, Array]:
+        if method == "autoencoder":
+            noisy = jnp.where(jax.random.bernoulli(key, corruption, v.shape), 0, v)
+            return jax.grad(denoising_loss, has_aux=True)(machine, v, noisy)
+        # Of binary data drawn with the probabilities `v`: of averages, upper layers would hardly learn anything.
+        draw_key, chain_key = jax.random.split(key)
+        drawn = jax.random.bernoulli(draw_key, v).astype(v.dtype)
+        return contrastive_divergence(machine, drawn, key=chain_key)
+
+    def teach(index: int, key: PRNGKeyArray, layers: Machine, at: Array) -> tuple[Machine, tuple[Array, Array]]:
+        """The stage with layer `at` taught, and the squared error and variance per entry of each minibatch."""
+        first_key, later_key = jax.random.split(jax.random.fold_in(key, at))
+        mean = jnp.clip(below(index, at, layers, first_key).mean(axis=0), 0.01, 0.99)
+        machine = {name: leaf[at] for name, leaf in layers.items()} | {"visible_bias": jnp.log(mean / (1 - mean))}
+
+        def update(step: Array, state: Any) -> Any:
+            machine, memory, _ = state
+            data_key, key_here = jax.random.split(jax.random.fold_in(later_key, step))
+            v = below(index, at, layers, data_key)
+            slope, reconstruction = gradient(machine, v, key_here)
+            changes, memory = rule.update(slope, memory, machine)
+            found = jnp.square(reconstruction - v).mean(), v.var(axis=0).mean()
+            return optax.apply_updates(machine, changes), memory, found
+
+        nothing = jnp.zeros((), mean.dtype)
+        start = machine, rule.init(machine), (nothing, nothing)
+        (machine, _, _), found, _ = descend(update, start, range(1, steps + 1), lambda state: state[2])
+        return {name: leaf.at[at].set(machine[name]) for name, leaf in layers.items()}, found
 
     for index, stage in enumerate(network.stages[:-1]):
-        stage_key = jax.random.fold_in(key, index)
-
-        def teach(layers: Machine, at: Array, index: int = index, key: PRNGKeyArray = stage_key) -> Any:
-            sample = partial(below, index, at, layers)
-            first_key, later_key = jax.random.split(jax.random.fold_in(key, at))
-            mean = jnp.clip(sample(first_key).mean(axis=0), 0.01, 0.99)
-            machine = {name: leaf[at] for name, leaf in layers.items()} | {"visible_bias": jnp.log(mean / (1 - mean))}
-            machine, found = taught(sample, machine, later_key)
-            return {name: leaf.at[at].set(machine[name]) for name, leaf in layers.items()}, found
-
-        trained[index], found = lax.scan(teach, trained[index], jnp.arange(stage.repeats))
+        one = partial(teach, index, jax.random.fold_in(key, index))
+        trained[index], found = lax.scan(one, trained[index], jnp.arange(stage.repeats))
         seen.append(found)
     error, variance = (jnp.concatenate(parts) for parts in zip(*seen, strict=True))
-    return _for_pixels(tuple(trained), low, high), PretrainingHistory(error, variance)
+    params = _for_inputs(tuple(trained), -low / (high - low), (1 - low) / (high - low))  # for pixels again
+    return params, PretrainingHistory(error, variance)
 
 
-def _through_first(count: Array, h: Array, one: tuple[Array, Machine]) -> tuple[Array, None]:
-    """Through the layer, if its number is below `count`: one program serves all the layers of a stage."""
-    number, layer = one
-    return jnp.where(number < count, hidden_units(layer, h), h), None
-
-
-def _taught(
-    gradient: Gradient,
-    optimizer: optax.GradientTransformation,
-    steps: int,
-    sample: Callable[[PRNGKeyArray], Array],
-    machine: Machine,
-    key: PRNGKeyArray,
-) -> tuple[Machine, tuple[Array, Array]]:
-    """One layer after `steps` updates, and at each the minibatch's squared error and variance, per entry."""
-
-    def update(index: Array, state: Any) -> Any:
-        machine, memory, _ = state
-        data_key, key_here = jax.random.split(jax.random.fold_in(key, index))
-        v = sample(data_key)
-        slope, reconstruction = gradient(machine, v, key=key_here)
-        changes, memory = optimizer.update(slope, memory, machine)
-        found = jnp.square(reconstruction - v).mean(), v.var(axis=0).mean()
-        return optax.apply_updates(machine, changes), memory, found
-
-    nothing = jnp.zeros((2,), machine["weight"].dtype)
-    start = machine, optimizer.init(machine), (nothing[0], nothing[1])
-    (machine, _, _), found, _ = descend(update, start, range(1, steps + 1), lambda state: state[2])
-    return machine, found
-
-
-def _denoising_gradient(corruption: Array, machine: Machine, v: Array, *, key: PRNGKeyArray) -> tuple[Machine, Array]:
-    noisy = jnp.where(jax.random.bernoulli(key, corruption, v.shape), 0, v)
-    return jax.grad(denoising_loss, has_aux=True)(machine, v, noisy)
-
-
-def _machine_gradient(machine: Machine, v: Array, *, key: PRNGKeyArray) -> tuple[Machine, Array]:
-    """Of binary data drawn with the probabilities `v`: of averages, upper layers would hardly learn anything."""
-    draw_key, chain_key = jax.random.split(key)
-    drawn = jax.random.bernoulli(draw_key, v).astype(v.dtype)
-    return contrastive_divergence(machine, drawn, key=chain_key)
-
-
-def _for_unit_pixels(params: Params, low: Array, high: Array) -> Params:
+def _for_inputs(params: Params, low: Array, high: Array) -> Params:
     """The parameters of the same network for inputs `(x - low) / (high - low)` in place of `x`."""
-    weight, bias = params[0]["weight"][0], params[0]["bias"][0]
-    return _with_first(params, weight * (high - low), bias + low * weight.sum(axis=0))
-
-
-def _for_pixels(params: Params, low: Array, high: Array) -> Params:
-    """The other way round."""
-    weight, bias = params[0]["weight"][0] / (high - low), params[0]["bias"][0]
-    return _with_first(params, weight, bias - low * weight.sum(axis=0))
-
-
-def _with_first(params: Params, weight: Array, bias: Array) -> Params:
     first, *others = params
-    return {"weight": first["weight"].at[0].set(weight), "bias": first["bias"].at[0].set(bias)}, *others
+    weight, bias = first["weight"][0], first["bias"][0]
+    changed = {"weight": weight * (high - low), "bias": bias + low * weight.sum(axis=0)}
+    return {name: leaf.at[0].set(changed[name]) for name, leaf in first.items()}, *others
 
 
-def _checked_network(network: Network) -> None:
+def _check_network(network: Network) -> None:
     *hidden, readout = network.stages
-    sigmoid = ACTIVATIONS["sigmoid"]
     for stage in hidden:
-        if not isinstance(stage.layer, Dense) or stage.layer.activation != sigmoid:
+        if not isinstance(stage.layer, Dense) or stage.layer.activation != ACTIVATIONS["sigmoid"]:
             name = getattr(getattr(stage.layer, "activation", None), "name", "no")
             raise TypeError(
                 f"network has a {stage.layer.kind} layer with {name} activation; accepted for pretraining are dense "
@@ -225,3 +203,61 @@ def _checked_network(network: Network) -> None:
             )
     if not hidden or not isinstance(readout.layer, Dense) or readout.repeats > 1:
         raise TypeError("network needs at least one hidden layer and a dense readout to be pretrained.")
+
+
+# ---- The machines
+
+
+def hidden_units(machine: Machine, v: Float[Array, "batch visible"]) -> Float[Array, "batch hidden"]:
+    r"""Returns $\sigma(v W + b)$: what the layer makes of `v`."""
+    return jax.nn.sigmoid(_preactivation(machine, v))
+
+
+def denoising_loss(
+    machine: Machine, v: Float[Array, "batch visible"], noisy: Float[Array, "batch visible"]
+) -> tuple[Float[Array, ""], Float[Array, "batch visible"]]:
+    r"""Returns the reconstruction's cross-entropy, mean over examples, and the reconstruction $z$ itself.
+
+    With $h = \sigma(\tilde v W + b)$ of the `noisy` input $\tilde v$ and $z = \sigma(h W^{\mathsf T} + c)$, the loss of
+    an example is $-\sum_i v_i \ln z_i + (1 - v_i) \ln (1 - z_i)$ (Vincent et al. 2008).
+    """
+    logits = hidden_units(machine, noisy) @ machine["weight"].T + machine["visible_bias"][None]
+    return optax.losses.sigmoid_binary_cross_entropy(logits, v).sum(axis=-1).mean(), jax.nn.sigmoid(logits)
+
+
+def free_energy(machine: Machine, v: Float[Array, "batch visible"]) -> Float[Array, " batch"]:
+    r"""Returns $F(v) = -c v^{\mathsf T} - \sum_j \ln(1 + e^{(v W + b)_j})$: the machine's $p(v) \propto e^{-F(v)}$.
+
+    >>> machine = {"weight": jnp.zeros((3, 2)), "bias": jnp.zeros(2), "visible_bias": jnp.ones(3)}
+    >>> free_energy(machine, jnp.ones((1, 3))).round(4)  # -3 - 2 ln 2
+    Array([-4.3863], dtype=float32)
+    """
+    return -v @ machine["visible_bias"] - jax.nn.softplus(_preactivation(machine, v)).sum(axis=-1)
+
+
+def contrastive_divergence(
+    machine: Machine, v: Float[Array, "batch visible"], *, sweeps: int = 1, key: PRNGKeyArray
+) -> tuple[Machine, Float[Array, "batch visible"]]:
+    r"""Returns CD-k's estimate of the gradient of the mean of $-\ln p(v)$, and the first sweep's reconstruction.
+
+    From the data $v^{(0)}$, $k$ = `sweeps` sweeps of Gibbs sampling, $h \sim p(h | v)$ then $v \sim p(v | h)$, lead to
+    $v^{(k)}$, and the estimate is the difference of two gradients of the free energy (Hinton 2002),
+
+    $$\overline{\nabla F(v^{(0)})} - \overline{\nabla F(v^{(k)})} ,$$
+
+    which is that of the likelihood if $v^{(k)}$ comes from the machine's own distribution, that is, for large $k$. Data
+    are binary. The reconstruction is the mean of $p(v | h)$.
+    """
+
+    def sweep(v: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+        hidden_key, visible_key = jax.random.split(key)
+        on = jax.random.bernoulli(hidden_key, hidden_units(machine, v)).astype(v.dtype)
+        mean = jax.nn.sigmoid(on @ machine["weight"].T + machine["visible_bias"][None])
+        return jax.random.bernoulli(visible_key, mean).astype(v.dtype), mean
+
+    dreamt, means = lax.scan(sweep, v, jax.random.split(key, sweeps))
+    return jax.grad(lambda m: (free_energy(m, v) - free_energy(m, dreamt)).mean())(machine), means[0]
+
+
+def _preactivation(machine: Machine, v: Array) -> Array:
+    return v @ machine["weight"] + machine["bias"][None]

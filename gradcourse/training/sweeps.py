@@ -36,10 +36,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 from gradcourse._checks import positive_integer
 from gradcourse.measure.mesh import checked_mesh, gathered
 from gradcourse.nn.network import Network, Params
-from gradcourse.training.arguments import checked_looks, checked_rate, checked_watch
 from gradcourse.training.data import Data
 from gradcourse.training.history import History
-from gradcourse.training.loop import advanced, in_pieces
+from gradcourse.training.loop import advanced, checked_looks, checked_rate, checked_watch, in_pieces
 from gradcourse.training.runs import Optimizer, Run, with_rate
 
 __all__ = ["over_seeds", "sweep"]
@@ -82,17 +81,27 @@ def _over_draws(
     """
 
     def many(x: Any, params: Params) -> R:
-        one = partial(measure, network)
-        if jax.default_backend() == "cpu":
-            return lax.map(lambda draw: one(draw, x), params)
-        return jax.vmap(lambda draw: one(draw, x))(params)
+        def one(draw: Params) -> R:
+            return measure(network, draw, x)
 
+        return lax.map(one, params) if jax.default_backend() == "cpu" else jax.vmap(one)(params)
+
+    return _shared_out(many, mesh, 1)(x, params)
+
+
+def _shared_out(program: Callable[..., R], mesh: Mesh | None, whole: int) -> Callable[..., R]:
+    """The program with all but its first `whole` arguments split by seeds, and its results whole on every device."""
     if mesh is None:
-        return many(x, params)
+        return program
     shared = _seed_axis(mesh)
-    # Nothing is exchanged between devices, so there is nothing to check about who holds what.
-    shares = jax.shard_map(many, mesh=mesh, in_specs=(PartitionSpec(), shared), out_specs=shared, check_vma=False)
-    return gathered(mesh, shares(x, params))
+
+    def together(*args: Any) -> R:
+        specs = (*[PartitionSpec()] * whole, *[shared] * (len(args) - whole))
+        # Nothing is exchanged between devices, so there is nothing to check about who holds what.
+        split = jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=shared, check_vma=False)
+        return gathered(mesh, split(*args))
+
+    return together
 
 
 def _seed_axis(mesh: Mesh) -> PartitionSpec:
@@ -135,7 +144,6 @@ def sweep(
             f"learning_rates={learning_rates!r} is accepted as a sequence of rates, with a function such as optax.sgd "
             "that makes an optimiser of each."
         )
-    present = None if depths is None else _present(network, depths)
     axes = (seeds, len(rates)) if depths is None else (seeds, len(rates), len(depths))
     seed, rate, *depth = (index.ravel() for index in np.indices(axes))
 
@@ -143,13 +151,14 @@ def sweep(
     params, keys = network.draws(seeds, key=init_key), jax.random.split(train_key, seeds)
     watched = checked_watch(network, jax.tree.map(lambda leaf: leaf[0], params), data, watch, watch_key)
     starts = jax.vmap(lambda p, key: Run.start(p, with_rate(optimizer, 0.0), key=key))(params, keys)
-    run, rates, present = jax.tree.map(
-        jnp.asarray, (_taken(starts, seed), rates[rate], None if present is None else _taken(present, depth[0]))
-    )
+    run, rates = _taken(starts, seed), rates[rate]
+    present = None if depths is None else _taken(_present(network, depths), depth[0])
 
     def program(run: Run, looks: tuple[int, ...]) -> tuple[Run, History]:
-        one = partial(advanced, network, optimizer, batch_size, True, None, looks)
-        return (one if mesh is None else _shared_out(one, mesh))(data, watched, run, rates, present)
+        one = partial(advanced, network, optimizer, batch_size, None, looks)
+        many = _shared_out(jax.vmap(one, in_axes=(None, None, 0, 0, 0)), mesh, 2)
+        run, history = (many if mesh is None else jax.jit(many))(data, watched, run, rates, present)
+        return run, replace(history, step=history.step[0])
 
     run, history = in_pieces(program, run, looks, progress)
 
@@ -157,25 +166,6 @@ def sweep(
         return jax.tree.map(lambda leaf: leaf.reshape(*axes, *leaf.shape[1:]), tree)
 
     return unravelled(run), replace(unravelled(replace(history, step=None)), step=history.step)
-
-
-def _shared_out(program: Callable[..., tuple[Run, History]], mesh: Mesh) -> Callable[..., tuple[Run, History]]:
-    """The program with its runs, rates and depths split over the mesh, and its results whole on every device."""
-
-    def parts(*args: Any) -> tuple[Any, Array]:
-        run, history = program(*args)
-        return (run, replace(history, step=None)), history.step  # all but the steps have an axis of runs
-
-    shared, whole = _seed_axis(mesh), PartitionSpec()
-    arguments = (whole, whole, shared, shared, shared)
-    split = jax.shard_map(parts, mesh=mesh, in_specs=arguments, out_specs=(shared, whole), check_vma=False)
-
-    @jax.jit
-    def together(*args: Any) -> tuple[Run, History]:
-        (run, history), step = gathered(mesh, split(*args))
-        return run, replace(history, step=step)
-
-    return together
 
 
 def _taken(tree: Any, index: Any) -> Any:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradcourse.training.descent import all_finite, descend
+from gradcourse._checks import all_finite
+from gradcourse.training.descent import descend
 
 
 def update(step, state):

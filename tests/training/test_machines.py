@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradcourse.training.machines import contrastive_divergence, denoising_loss, free_energy
+from gradcourse.training.pretraining import contrastive_divergence, denoising_loss, free_energy
 
 
 def sigmoid(s: np.ndarray) -> np.ndarray:
