@@ -52,8 +52,8 @@ def with_singular_values(params: Params, *, key: PRNGKeyArray) -> Params:
     def turn(w: Array, key: PRNGKeyArray) -> Array:
         values = jnp.linalg.svd(w, compute_uv=False)
         left_key, right_key = jax.random.split(key)
-        left = _orthonormal(w.shape[0], len(values), left_key, w.dtype)
-        right = _orthonormal(w.shape[1], len(values), wait_for(left, right_key), w.dtype)
+        left, _ = jnp.linalg.qr(jax.random.normal(left_key, (w.shape[0], len(values)), w.dtype))
+        right, _ = jnp.linalg.qr(jax.random.normal(wait_for(left, right_key), (w.shape[1], len(values)), w.dtype))
         return (left * values[None]) @ right.T
 
     return _with_weights(turn, params, key)
@@ -66,11 +66,8 @@ def with_centred_biases(params: Params) -> Params:
     where sigmoids are centred, give a pre-activation of 0. In the first layer, whose pixels are centred on 0, biases
     become 0. This is the cure for sigmoid networks, but for the scale of the weights.
     """
-    centred: list[Any] = []
-    for index, stage in enumerate(params):
-        bias = -stage["weight"].sum(axis=1) / 2
-        centred.append(stage | {"bias": bias if index else bias.at[0].set(0)})
-    return tuple(centred)
+    first, *others = (stage | {"bias": -stage["weight"].sum(axis=1) / 2} for stage in params)
+    return first | {"bias": first["bias"].at[0].set(0)}, *others
 
 
 def _with_weights(change: Callable[[Array, PRNGKeyArray], Array], params: Params, key: PRNGKeyArray) -> Params:
@@ -81,7 +78,3 @@ def _with_weights(change: Callable[[Array, PRNGKeyArray], Array], params: Params
         keys = jax.random.split(jax.random.fold_in(key, index), len(stage["weight"]))
         changed.append(stage | {"weight": lax.map(lambda one: change(*one), (stage["weight"], keys))})
     return (*changed, readout)
-
-
-def _orthonormal(rows: int, columns: int, key: PRNGKeyArray, dtype: Any) -> Array:
-    return jnp.linalg.qr(jax.random.normal(key, (rows, columns), dtype))[0]

@@ -117,25 +117,22 @@ def train(
     rate = checked_rate(optimizer, learning_rate)
     run = _started(start, with_rate(optimizer, rate), key)
     watched = checked_watch(network, run.params, data, watch, run.key)
-    program = partial(advanced, network, optimizer, batch_size, observe)
-    shown = progress and looks is None and not traced((run, rate))
-    return in_pieces(lambda run, looks: program(looks, data, watched, run, rate, None), run, chosen, shown)
+
+    def program(run: Run, looks: tuple[int, ...]) -> tuple[Run, History]:
+        return advanced((network, optimizer, batch_size, observe, looks), data, watched, run, rate, None)
+
+    return in_pieces(program, run, chosen, progress and looks is None and not traced((run, rate)))
 
 
-@partial(jax.jit, static_argnums=range(5))
+@partial(jax.jit, static_argnums=0)
 def advanced(
-    network: Network,
-    optimizer: Optimizer,
-    batch_size: int,
-    observe: Observe | None,
-    looks: tuple[int, ...],
-    data: Data,
-    watched: tuple[Array, Array],
-    run: Run,
-    rate: Float[Array, ""],
-    present: Present,
+    settings: tuple[Any, ...], data: Data, watched: tuple[Array, Array], run: Run, rate: Array, present: Present
 ) -> tuple[Run, History]:
-    """Returns what `train` does, without its checks; of the layers only those `present` take part."""
+    """Returns what `train` does, without its checks; layers that are not `present` hand on what they are given.
+
+    `settings` are the network, the optimiser, the batch size, what to observe, and when to look.
+    """
+    network, optimizer, batch_size, observe, looks = settings
     rule = with_rate(optimizer, rate)
 
     def update(index: Array, state: tuple[Run, Array]) -> tuple[Run, Array]:
@@ -282,8 +279,8 @@ def checked_watch(network: Network, params: Params, data: Data, watch: Any, key:
     if watch is None:
         watch = data.batch(WATCHED, key=jax.random.fold_in(key, np.iinfo(np.int32).max))  # no step's number
     x, y = network.check(params, watch[0]), jnp.asarray(watch[1])
-    for name, labels, shape in (("data", drawn_y, (1,)), ("watch", y, x.shape[:1])):
-        if labels.shape != shape or not jnp.issubdtype(labels.dtype, jnp.integer):
+    for name, labels, count in (("data", drawn_y, 1), ("watch", y, len(x))):
+        if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
             raise ValueError(
                 f"{name} has labels of shape {labels.shape} and dtype {labels.dtype}; accepted is one integer each."
             )

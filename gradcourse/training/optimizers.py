@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from gradcourse._checks import positive_integer, positive_number
+from gradcourse._checks import known_false, positive_integer, positive_number
 
 __all__ = ["largest_stable_rate", "layerwise", "normalised_steps", "scale_by_layer", "singh_steps"]
 
@@ -68,10 +68,8 @@ def layerwise(rule: optax.GradientTransformation) -> optax.GradientTransformatio
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(updates)
         given = [None] * len(leaves) if params is None else jax.tree.leaves(params)
-        results = [
-            jax.vmap(lambda u, s, p: rule.update(u, s, p), in_axes=(0, 0, None if p is None else 0))(u, s, p)
-            for u, s, p in zip(leaves, state, given, strict=True)
-        ]
+        one = jax.vmap(rule.update, in_axes=(0, 0, None if params is None else 0))
+        results = [one(*parts) for parts in zip(leaves, state, given, strict=True)]
         return jax.tree.unflatten(structure, [new for new, _ in results]), [after for _, after in results]
 
     return optax.GradientTransformation(init, update)
@@ -149,18 +147,16 @@ def largest_stable_rate(
         return sound & (worst <= first) if throughout else sound
 
     def halve(ends: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        bottom, top = ends
-        middle = (bottom + top) / 2
+        middle = (ends[0] + ends[1]) / 2
         sound = stable(middle)
-        return (jnp.where(sound, middle, bottom), jnp.where(sound, top, middle)), None
+        return (jnp.where(sound, middle, ends[0]), jnp.where(sound, ends[1], middle)), None
 
     ends = jnp.log(jnp.asarray(low, first.dtype)), jnp.log(jnp.asarray(high, first.dtype))
     enclosed = jnp.stack([stable(ends[0]), ~stable(ends[1])])
-    if not isinstance(enclosed, jax.core.Tracer) and not enclosed.all():
-        end, word = (0, "is not stable") if not enclosed[0] else (1, "is stable")
+    if known_false(enclosed.all()):
+        end, found, better = (1, "is stable", "larger last") if enclosed[0] else (0, "is not stable", "smaller first")
         raise ValueError(
-            f"within={within} does not enclose the largest stable rate: {within[end]:g} {word}. Give a "
-            f"{'smaller first' if end == 0 else 'larger last'} end."
+            f"within={within} does not enclose the largest stable rate: {within[end]:g} {found}. Give a {better} end."
         )
     (bottom, top), _ = jax.lax.scan(halve, ends, length=halvings)
     return jnp.where(enclosed.all(), jnp.exp(bottom), jnp.nan), jnp.where(enclosed.all(), jnp.exp(top), jnp.nan)

@@ -31,7 +31,7 @@ from gradcourse._logdomain import Scaled, exact_profile
 from gradcourse.measure.gradients import layer_squares, layers_with
 from gradcourse.nn.convolutions import Conv
 from gradcourse.nn.layers import Dense, Layer
-from gradcourse.nn.network import Network, Params, Stage
+from gradcourse.nn.network import Network, Params, Stage, joined
 from gradcourse.profile import Profile
 from gradcourse.training.formats import cast
 
@@ -97,23 +97,15 @@ def _gradient_in(network: Network, dtype: Any, part: str, params: Params, x: Arr
     scale = jnp.asarray(scale, wide)
     gradient = jax.grad(scaled_loss, argnums=1)(network, cast(params, dtype), x.astype(dtype), y, scale)
     gradient = cast(gradient, wide)
-    entries = []  # per stage that has the part, (layer, entry)
+    seen = []
     for stage in gradient:
         named = [(getattr(path[-1], "key", None), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(stage)]
         if chosen := [leaf.reshape(len(leaf), -1) for name, leaf in named if part in ("all", name)]:
-            entries.append(jnp.concatenate(chosen, axis=1))
-    largest, zero, overflowed = (
-        jnp.concatenate([summary(each) for each in entries])
-        for summary in (
-            lambda each: jnp.max(jnp.abs(each), axis=1),
-            lambda each: jnp.mean(each == 0, axis=1),
-            lambda each: jnp.mean(~jnp.isfinite(each), axis=1),
-        )
-    )
-    scale_exponent = jnp.frexp(scale)[1]
-    exponent, square = layer_squares(gradient, part)
-    square = square / jnp.square(jnp.ldexp(scale, -scale_exponent))
-    return Scaled(exponent - scale_exponent, square), largest, zero, overflowed
+            entries = jnp.concatenate(chosen, axis=1)  # (layer, entry)
+            shares = (entries == 0).mean(axis=1), (~jnp.isfinite(entries)).mean(axis=1)
+            seen.append((jnp.abs(entries).max(axis=1), *shares))
+    (exponent, square), (fraction, power) = layer_squares(gradient, part), jnp.frexp(scale)
+    return Scaled(exponent - power, square / jnp.square(fraction)), *joined(seen)
 
 
 def scaled_loss(

@@ -11,7 +11,6 @@
 True
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +60,10 @@ class Run:
 
     def save(self, path: str | Path) -> None:
         """Writes the run to `path`, a NumPy archive. A file that is there is whole: it is put in place at the end."""
-        path = Path(path)
-        unfinished = path.with_name(path.name + ".part")
+        unfinished, arrays = Path(f"{path}.part"), jax.device_get(_leaves(self))
         with unfinished.open("wb") as file:
-            arrays: Any = {name: np.asarray(leaf) for name, leaf in _leaves(self).items()}
             np.savez(file, **arrays)
-        os.replace(unfinished, path)
+        unfinished.replace(path)
 
     @classmethod
     def load(cls, path: str | Path, network: Network, optimizer: Optimizer) -> "Run":
@@ -77,8 +74,8 @@ class Run:
         """
 
         def fresh() -> Run:
-            params = network.init(key=jax.random.key(0))
-            return cls.start(params, with_rate(optimizer, 0.0), key=jax.random.key(0))
+            key = jax.random.key(0)
+            return cls.start(network.init(key=key), with_rate(optimizer, 0.0), key=key)
 
         like = jax.eval_shape(lambda: _leaves(fresh()))
         try:
@@ -105,7 +102,7 @@ def with_rate(optimizer: Optimizer, learning_rate: Any) -> optax.GradientTransfo
     return optimizer if isinstance(optimizer, optax.GradientTransformation) else optimizer(learning_rate)
 
 
-def _leaves(run: Run) -> dict[str, Array]:
+def _leaves(run: Run) -> dict[str, Any]:
     """The arrays of a run by their place in it, such as `.params[0]['weight']`; a key's data stand for it."""
     places = jax.tree_util.tree_leaves_with_path(run)
     return {jax.tree_util.keystr(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf for path, leaf in places}

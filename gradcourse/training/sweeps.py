@@ -155,7 +155,7 @@ def sweep(
     present = None if depths is None else _taken(_present(network, depths), depth[0])
 
     def program(run: Run, looks: tuple[int, ...]) -> tuple[Run, History]:
-        one = partial(advanced, network, optimizer, batch_size, None, looks)
+        one = partial(advanced, (network, optimizer, batch_size, None, looks))
         many = _shared_out(jax.vmap(one, in_axes=(None, None, 0, 0, 0)), mesh, 2)
         run, history = (many if mesh is None else jax.jit(many))(data, watched, run, rates, present)
         return run, replace(history, step=history.step[0])
