@@ -33,7 +33,6 @@ __all__ = [
     "log_ratio",
     "log_root_mean_square",
     "normal",
-    "normal_exponent",
     "profile_of",
     "rescale",
     "share_lost",
@@ -60,12 +59,11 @@ def to_unit(v: Float[Array, "*shape"], axes: tuple[int, ...]) -> tuple[Array, Ar
     The power is kept within what is a normal number in `v`'s dtype; processors may treat smaller ones as zero.
     """
     peak = jnp.max(jnp.abs(v), axis=axes, keepdims=True)
-    shift = normal_exponent(peak)
+    shift = _normal_exponent(peak)
     return v * jnp.ldexp(jnp.ones_like(peak), -shift), jnp.squeeze(shift, axes)
 
 
-def normal_exponent(peak: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
-    """Returns the exponent of the power of two next to each number, kept within what is normal in its dtype."""
+def _normal_exponent(peak: Array) -> Array:
     limit = -int(jnp.finfo(peak.dtype).minexp)
     return jnp.clip(jnp.frexp(peak)[1], -limit, limit)
 
@@ -79,7 +77,7 @@ def sum_of_squares(arrays: Sequence[Array], kept: int = 0) -> Scaled:
     """
     rows = [array.reshape(*array.shape[:kept], -1) for array in arrays]
     peaks = [jnp.max(jnp.abs(row), axis=-1, initial=0) for row in rows]
-    exponent = normal_exponent(reduce(jnp.maximum, peaks))
+    exponent = _normal_exponent(reduce(jnp.maximum, peaks))
     factor = jnp.ldexp(jnp.ones(exponent.shape, rows[0].dtype), -exponent)[..., None]
     return Scaled(exponent, reduce(jnp.add, [jnp.sum(jnp.square(row * factor), axis=-1) for row in rows]))
 
@@ -126,7 +124,7 @@ def rescale(
     exponent = exponent + shift
     norms = Scaled(exponent, jnp.sum(jnp.square(v), axis=axes))
     if together:
-        shared = jnp.broadcast_to(_common_exponent(norms, axis=0), exponent.shape)
+        shared = jnp.broadcast_to(_in_common(norms, axis=0)[0], exponent.shape)
         v = jnp.swapaxes(times_power(jnp.swapaxes(v, 0, 1), jnp.minimum(exponent - shared, 0)), 0, 1)
         exponent = shared
     return v, exponent, norms
@@ -140,8 +138,8 @@ def normal(norms: Scaled) -> Scaled:
 
 def total(norms: Scaled) -> Scaled:
     """Returns the sums over the first axis."""
-    exponent = _common_exponent(norms, axis=0)
-    return Scaled(exponent, _shifted(norms, exponent[None]).sum(axis=0))
+    exponent, squares = _in_common(norms, axis=0)
+    return Scaled(exponent, squares.sum(axis=0))
 
 
 @jax.jit
@@ -199,21 +197,17 @@ def check_overflow(finite: Bool[Array, ""]) -> None:
         )
 
 
-def _common_exponent(norms: Scaled, axis: int) -> Array:
-    """The largest exponent along `axis` of a square that is not 0; 0 where all are."""
-    exponent = jnp.max(jnp.where(norms.square > 0, norms.exponent, NO_EXPONENT), axis=axis)
-    return jnp.where(exponent == NO_EXPONENT, 0, exponent)
-
-
-def _shifted(norms: Scaled, exponent: Array) -> Array:
-    """The squares in units of `4 ** exponent`, which none of theirs exceeds."""
-    return jnp.ldexp(norms.square, 2 * jnp.clip(norms.exponent - exponent, -1000, 0))
+def _in_common(norms: Scaled, axis: int) -> tuple[Array, Array]:
+    """The largest exponent along `axis` of a square that is not 0 (0 where all are), and the squares in its units."""
+    largest = jnp.max(jnp.where(norms.square > 0, norms.exponent, NO_EXPONENT), axis=axis, keepdims=True)
+    exponent = jnp.where(largest == NO_EXPONENT, 0, largest)
+    squares = jnp.ldexp(norms.square, 2 * jnp.clip(norms.exponent - exponent, -1000, 0))
+    return jnp.squeeze(exponent, axis), squares
 
 
 def _mean_square(norms: Scaled) -> tuple[Array, Array, Array]:
     """The mean over the last axis: its exponent, its value, and each entry's share of it."""
-    exponent = _common_exponent(norms, axis=-1)
-    squares = _shifted(norms, exponent[..., None])
+    exponent, squares = _in_common(norms, axis=-1)
     mean = squares.mean(axis=-1)
     return exponent, mean, squares / jnp.where(mean == 0, 1, mean)[..., None]
 

@@ -15,7 +15,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-__all__ = ["descend"]
+from gradcourse._checks import positive_integer
+
+__all__ = ["checked_looks", "descend"]
 
 S = TypeVar("S")
 
@@ -74,3 +76,32 @@ def descend(
     start = state, nothing, jnp.int32(0), jnp.bool_(True)
     state, seen, count, _ = lax.while_loop(lambda carry: (carry[2] < len(stops)) & carry[3], on, start)
     return state, seen, count
+
+
+def checked_looks(steps: int, *, every: int | None = None, looks: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Returns the numbers of steps after which to look: `looks`, or 0 and every `every` steps, by default the end.
+
+    >>> checked_looks(100, every=50)
+    (0, 50, 100)
+
+    Raises `ValueError` where the last of them is not `steps`, or they do not increase, and `TypeError` for both.
+    """
+    if looks is None:
+        every = steps if every is None else positive_integer("every", every)
+        if steps % every:
+            raise ValueError(
+                f"every={every} does not divide steps={steps}; accepted is a divisor, so that the last snapshot is the "
+                "end."
+            )
+        return tuple(range(0, steps + 1, every))
+    if every is not None:
+        raise TypeError(f"every={every} and looks={looks!r} both say when to look; accepted is one of them.")
+    chosen = np.asarray(looks)
+    if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
+        raise TypeError(f"looks={looks!r} is accepted as a sequence of whole numbers of steps.")
+    if chosen[0] < 0 or (np.diff(chosen) <= 0).any() or chosen[-1] != steps:
+        raise ValueError(
+            f"looks={looks!r} is accepted from 0 up, increasing, and with steps={steps} as the last, so that the last "
+            "snapshot is the end."
+        )
+    return tuple(chosen.tolist())

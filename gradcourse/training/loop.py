@@ -29,21 +29,11 @@ from tqdm import tqdm
 from gradcourse._checks import all_finite, known_false, positive_integer, traced
 from gradcourse.nn.network import Network, Params
 from gradcourse.training.data import Data
-from gradcourse.training.descent import descend
+from gradcourse.training.descent import checked_looks, descend
 from gradcourse.training.history import History, Present, masked, snapshot
-from gradcourse.training.runs import NEVER, Optimizer, Run, with_rate
+from gradcourse.training.runs import NEVER, Optimizer, Run, checked_rate, with_rate
 
-__all__ = [
-    "Observe",
-    "accuracy",
-    "advanced",
-    "checked_looks",
-    "checked_rate",
-    "checked_watch",
-    "cross_entropy",
-    "in_pieces",
-    "train",
-]
+__all__ = ["Observe", "accuracy", "advanced", "checked_watch", "cross_entropy", "in_pieces", "train"]
 
 WATCHED = 500  # examples that are watched where nobody says which
 PIECES = 50  # of a run that shows its progress
@@ -204,59 +194,6 @@ def _started(start: Params | Run, optimizer: optax.GradientTransformation, key: 
     if key is None:
         raise TypeError("key is missing; parameters are accepted with one, to draw the minibatches: jax.random.key(0).")
     return Run.start(start, optimizer, key=key)
-
-
-def checked_looks(steps: int, *, every: int | None = None, looks: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Returns the numbers of steps after which to look: `looks`, or 0 and every `every` steps, by default the end.
-
-    >>> checked_looks(100, every=50)
-    (0, 50, 100)
-
-    Raises `ValueError` where the last of them is not `steps`, or they do not increase, and `TypeError` for both.
-    """
-    if looks is None:
-        every = steps if every is None else positive_integer("every", every)
-        if steps % every:
-            raise ValueError(
-                f"every={every} does not divide steps={steps}; accepted is a divisor, so that the last snapshot is the "
-                "end."
-            )
-        return tuple(range(0, steps + 1, every))
-    if every is not None:
-        raise TypeError(f"every={every} and looks={looks!r} both say when to look; accepted is one of them.")
-    chosen = np.asarray(looks)
-    if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
-        raise TypeError(f"looks={looks!r} is accepted as a sequence of whole numbers of steps.")
-    if chosen[0] < 0 or (np.diff(chosen) <= 0).any() or chosen[-1] != steps:
-        raise ValueError(
-            f"looks={looks!r} is accepted from 0 up, increasing, and with steps={steps} as the last, so that the last "
-            "snapshot is the end."
-        )
-    return tuple(chosen.tolist())
-
-
-def checked_rate(optimizer: Optimizer, learning_rate: Any) -> Float[Array, "..."]:
-    """Returns the rates as an array, 0 for an optimiser that has its own.
-
-    Raises `TypeError` for what is no optimiser and for a missing or superfluous rate, `ValueError` for rates below 0.
-    """
-    ready = isinstance(optimizer, optax.GradientTransformation)
-    if not ready and not callable(optimizer):
-        raise TypeError(
-            f"optimizer={optimizer!r} is a {type(optimizer).__name__}; accepted is an optax optimiser, such as "
-            "optax.adam(1e-3), or a function that makes one of the learning rate, such as optax.adam."
-        )
-    if ready != (learning_rate is None):
-        raise TypeError(
-            "learning_rate is accepted with a function that makes an optimiser of it, such as optax.sgd; an optimiser "
-            "such as optax.sgd(0.1) has its own."
-            if ready
-            else "learning_rate is missing: optimizer is a function that makes an optimiser of it."
-        )
-    rate = jnp.asarray(0.0 if learning_rate is None else learning_rate, float)
-    if known_false(jnp.all(jnp.isfinite(rate) & (rate >= 0))):
-        raise ValueError(f"learning_rate={learning_rate!r} is accepted finite, and zero or more.")
-    return rate
 
 
 def checked_watch(network: Network, params: Params, data: Data, watch: Any, key: PRNGKeyArray) -> tuple[Array, Array]:

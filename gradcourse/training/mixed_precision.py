@@ -24,11 +24,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from gradcourse._checks import all_finite, known_name, positive_integer, positive_number
 from gradcourse.nn.network import Network, Params
 from gradcourse.training.data import Data
-from gradcourse.training.descent import descend
+from gradcourse.training.descent import checked_looks, descend
 from gradcourse.training.formats import cast, round_stochastically
-from gradcourse.training.loop import accuracy, checked_looks, checked_rate, cross_entropy
+from gradcourse.training.loop import accuracy, cross_entropy
 from gradcourse.training.precision import scaled_loss
-from gradcourse.training.runs import Optimizer, with_rate
+from gradcourse.training.runs import Optimizer, checked_rate, with_rate
 
 __all__ = ["Descent", "Dynamic", "train_in"]
 

@@ -36,8 +36,7 @@ from gradcourse.nn.layers import Dense
 from gradcourse.nn.network import Network, Params
 from gradcourse.training.data import Data
 from gradcourse.training.descent import descend
-from gradcourse.training.loop import checked_rate
-from gradcourse.training.runs import Optimizer, with_rate
+from gradcourse.training.runs import Optimizer, checked_rate, with_rate
 
 __all__ = [
     "METHODS",

@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from gradcourse._checks import known_false
 from gradcourse.nn.network import Network, Params
 
-__all__ = ["NEVER", "Optimizer", "Run", "with_rate"]
+__all__ = ["NEVER", "Optimizer", "Run", "checked_rate", "with_rate"]
 
 Optimizer: TypeAlias = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
 NEVER = -1  # the step at which a run has diverged that has not
@@ -100,6 +101,30 @@ class Run:
 def with_rate(optimizer: Optimizer, learning_rate: Any) -> optax.GradientTransformation:
     """Returns the optimiser itself, or the one that it makes of the learning rate."""
     return optimizer if isinstance(optimizer, optax.GradientTransformation) else optimizer(learning_rate)
+
+
+def checked_rate(optimizer: Optimizer, learning_rate: Any) -> Float[Array, "..."]:
+    """Returns the rates as an array, 0 for an optimiser that has its own.
+
+    Raises `TypeError` for what is no optimiser and for a missing or superfluous rate, `ValueError` for rates below 0.
+    """
+    ready = isinstance(optimizer, optax.GradientTransformation)
+    if not ready and not callable(optimizer):
+        raise TypeError(
+            f"optimizer={optimizer!r} is a {type(optimizer).__name__}; accepted is an optax optimiser, such as "
+            "optax.adam(1e-3), or a function that makes one of the learning rate, such as optax.adam."
+        )
+    if ready != (learning_rate is None):
+        raise TypeError(
+            "learning_rate is accepted with a function that makes an optimiser of it, such as optax.sgd; an optimiser "
+            "such as optax.sgd(0.1) has its own."
+            if ready
+            else "learning_rate is missing: optimizer is a function that makes an optimiser of it."
+        )
+    rate = jnp.asarray(0.0 if learning_rate is None else learning_rate, float)
+    if known_false(jnp.all(jnp.isfinite(rate) & (rate >= 0))):
+        raise ValueError(f"learning_rate={learning_rate!r} is accepted finite, and zero or more.")
+    return rate
 
 
 def _leaves(run: Run) -> dict[str, Any]:

@@ -22,17 +22,9 @@ from gradcourse._checks import positive_integer
 
 __all__ = ["CLASSES", "Scene", "Shapeset", "draw_scene"]
 
-CLASSES = (
-    "triangle",
-    "parallelogram",
-    "ellipse",
-    "triangle and parallelogram",
-    "parallelogram and ellipse",
-    "triangle and ellipse",
-    "two triangles",
-    "two parallelograms",
-    "two ellipses",
-)
+_KINDS = ("triangle", "parallelogram", "ellipse")
+_MIXED = ("triangle and parallelogram", "parallelogram and ellipse", "triangle and ellipse")
+CLASSES = (*_KINDS, *_MIXED, *(f"two {kind}s" for kind in _KINDS))
 _LABELS_OF_TWO = np.array([[6, 3, 5], [3, 7, 4], [5, 4, 8]], np.int32)
 
 _SIDE = 32

@@ -37,9 +37,10 @@ from gradcourse._checks import positive_integer
 from gradcourse.measure.mesh import checked_mesh, gathered
 from gradcourse.nn.network import Network, Params
 from gradcourse.training.data import Data
+from gradcourse.training.descent import checked_looks
 from gradcourse.training.history import History
-from gradcourse.training.loop import advanced, checked_looks, checked_rate, checked_watch, in_pieces
-from gradcourse.training.runs import Optimizer, Run, with_rate
+from gradcourse.training.loop import advanced, checked_watch, in_pieces
+from gradcourse.training.runs import Optimizer, Run, checked_rate, with_rate
 
 __all__ = ["over_seeds", "sweep"]
 
