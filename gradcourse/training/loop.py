@@ -1,13 +1,9 @@
 """Training: minibatch descent with any optax optimiser, one jitted scan per run, watched as it goes.
 
->>> import jax, optax
->>> from gradcourse.training.data import digits
->>> from gradcourse.nn.network import mlp
->>> network = mlp(64, [32], 10, activation="tanh", init="glorot_uniform")
->>> params = network.init(key=jax.random.key(0))
->>> run, history = train(
-...     network, params, digits(), optax.sgd, learning_rate=0.1, steps=300, every=100, key=jax.random.key(1)
-... )
+>>> import jax, optax, gradcourse as gc
+>>> network, key = gc.mlp(64, [32], 10, activation="tanh", init="glorot_uniform"), jax.random.key(0)
+>>> arguments = network, network.init(key=key), gc.digits(), optax.sgd(0.1)
+>>> run, history = train(*arguments, steps=300, every=100, key=jax.random.key(1))
 >>> history.step.tolist(), history.parameter_gradient.log10_norm.shape  # (snapshot, layer)
 ([0, 100, 200, 300], (4, 2))
 >>> bool(history.accuracy[-1] > 0.8)
@@ -88,12 +84,11 @@ def train(
     those of this package, that returns a pytree of arrays or a `Profile`. The history's `observed` holds what it gave
     at every snapshot. Give the same function each time: a new one is a new program to compile.
 
-    >>> from gradcourse.nn.network import mlp
-    >>> from gradcourse.training.data import digits
-    >>> network, key = mlp(64, [16], 10, activation="tanh", init="glorot_uniform"), jax.random.key(0)
+    >>> import jax, optax, gradcourse as gc
+    >>> network, key = gc.mlp(64, [16], 10, activation="tanh", init="glorot_uniform"), jax.random.key(0)
     >>> def norm_of_weights(network, params, x, y):
     ...     return jnp.stack([jnp.linalg.norm(stage["weight"]) for stage in params])
-    >>> arguments = network, network.init(key=key), digits(), optax.sgd(0.1)
+    >>> arguments = network, network.init(key=key), gc.digits(), optax.sgd(0.1)
     >>> _, history = train(*arguments, steps=100, looks=[0, 10, 100], observe=norm_of_weights, key=key)
     >>> history.step.tolist(), history.observed.shape
     ([0, 10, 100], (3, 2))

@@ -1,12 +1,10 @@
 r"""Descent whose gradients are computed in a short number format, with loss scaling, and weights kept in one.
 
->>> import jax, optax
->>> from gradcourse.nn.network import mlp
->>> from gradcourse.training.data import digits
->>> data, network, key = digits(), mlp(64, [16], 10, activation="tanh", init="glorot_uniform"), jax.random.key(0)
->>> arguments = network, network.init(key=key), data, optax.sgd(0.1)
->>> watch = data.x_train[:50], data.y_train[:50]
->>> run = train_in(*arguments, dtype="float16", loss_scale=Dynamic(), steps=100, watch=watch, key=key)
+>>> import jax, optax, gradcourse as gc
+>>> data, network = gc.digits(), gc.mlp(64, [16], 10, activation="tanh", init="glorot_uniform")
+>>> arguments = network, network.init(key=jax.random.key(0)), data, optax.sgd(0.1)
+>>> settings = {"steps": 100, "watch": (data.x_train[:50], data.y_train[:50]), "key": jax.random.key(0)}
+>>> run = train_in(*arguments, dtype="float16", loss_scale=Dynamic(), **settings)
 >>> run.step.tolist(), bool(run.loss[-1] < run.loss[0])
 ([0, 100], True)
 """

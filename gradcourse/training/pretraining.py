@@ -10,12 +10,10 @@ layer $h = \sigma(v W + b)$ that is given $v$ between 0 and 1, with a bias $c$ f
   $p(v, h) \propto \exp(v W h^{\mathsf T} + b h^{\mathsf T} + c v^{\mathsf T})$ of binary $v$ and $h$ is fitted to the
   data by contrastive divergence (Hinton 2002).
 
->>> import jax
->>> from gradcourse.training.data import digits
->>> from gradcourse.nn.network import mlp
->>> network = mlp(64, [32, 32], 10, activation="sigmoid", init="standard")
+>>> import jax, gradcourse as gc
+>>> network = gc.mlp(64, [32, 32], 10, activation="sigmoid", init="standard")
 >>> params = network.init(key=jax.random.key(0))
->>> params, history = pretrained(network, params, digits(), steps=200, key=jax.random.key(1))
+>>> params, history = pretrained(network, params, gc.digits(), steps=200, key=jax.random.key(1))
 >>> history.unexplained.shape  # (hidden layer, update)
 (2, 200)
 """

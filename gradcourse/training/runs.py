@@ -1,8 +1,7 @@
 """A training run at some step: what its future depends on, kept in a file and taken up again.
 
->>> import jax, optax, tempfile
->>> from gradcourse.nn.network import mlp
->>> network = mlp(4, [8], 2)
+>>> import jax, optax, tempfile, gradcourse as gc
+>>> network = gc.mlp(4, [8], 2)
 >>> run = Run.start(network.init(key=jax.random.key(0)), optax.adam(1e-3), key=jax.random.key(1))
 >>> with tempfile.TemporaryDirectory() as folder:
 ...     run.save(f"{folder}/run.npz")

@@ -1,23 +1,16 @@
 """Many at once: seeds, learning rates and depths are axes of one program, split over the devices of a mesh.
 
->>> import jax, jax.numpy as jnp
->>> from gradcourse.measure.jacobians import backward_jacobian_norms
->>> from gradcourse.nn.network import mlp
->>> network = mlp(8, [16] * 3, 4)
->>> profile = over_seeds(backward_jacobian_norms, network, jnp.ones((5, 8)), seeds=7, key=jax.random.key(0))
->>> profile.log10_norm.shape
+>>> import jax, jax.numpy as jnp, optax, gradcourse as gc
+>>> network, key = gc.mlp(8, [16] * 3, 4), jax.random.key(0)
+>>> over_seeds(gc.backward_jacobian_norms, network, jnp.ones((5, 8)), seeds=7, key=key).log10_norm.shape
 (7, 4)
 
 A sweep trains one network per seed and learning rate, and hands back histories with these axes in front:
 
->>> import optax
->>> from gradcourse.training.data import digits
->>> network, key = mlp(64, [16], 10, activation="tanh", init="glorot_uniform"), jax.random.key(0)
->>> runs, history = sweep(network, digits(), optax.sgd, learning_rates=[0.01, 0.3], seeds=3, steps=200, key=key)
->>> history.final_loss.shape
-(3, 2)
->>> history.final_loss.mean(axis=0).argmin().item()
-1
+>>> network = gc.mlp(64, [16], 10, activation="tanh", init="glorot_uniform")
+>>> runs, history = sweep(network, gc.digits(), optax.sgd, learning_rates=[0.01, 0.3], seeds=3, steps=200, key=key)
+>>> history.final_loss.shape, history.final_loss.mean(axis=0).argmin().item()
+((3, 2), 1)
 """
 
 from collections.abc import Callable, Sequence
@@ -62,10 +55,9 @@ def over_seeds(
     that has an axis `"seed"`, each of its devices measures an equal share of the seeds; the result is the same, and
     whole on every device. Raises `ValueError` where the seeds cannot be shared out equally.
     """
-    seeds = positive_integer("seeds", seeds)
-    mesh = checked_mesh(mesh, seed=seeds)
+    mesh = checked_mesh(mesh, seed=positive_integer("seeds", seeds))
     params = network.draws(seeds, key=key)
-    network.measurable(jax.tree.map(lambda leaf: leaf[0], params), x)  # where its numbers are known and can be checked
+    network.measurable(_taken(params, 0), x)  # where its numbers are known and can be checked
     if mesh is not None:
         x = jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
         params = jax.device_put(params, NamedSharding(mesh, _seed_axis(mesh)))
@@ -150,7 +142,7 @@ def sweep(
 
     init_key, train_key, watch_key = jax.random.split(key, 3)
     params, keys = network.draws(seeds, key=init_key), jax.random.split(train_key, seeds)
-    watched = checked_watch(network, jax.tree.map(lambda leaf: leaf[0], params), data, watch, watch_key)
+    watched = checked_watch(network, _taken(params, 0), data, watch, watch_key)
     starts = jax.vmap(lambda p, key: Run.start(p, with_rate(optimizer, 0.0), key=key))(params, keys)
     run, rates = _taken(starts, seed), rates[rate]
     present = None if depths is None else _taken(_present(network, depths), depth[0])
@@ -175,21 +167,16 @@ def _taken(tree: Any, index: Any) -> Any:
 
 def _present(network: Network, depths: Sequence[int]) -> tuple[Bool[Array, "depth _"], ...]:
     """Per stage, which layers each depth has, `(depth, repeats)`: of the repeated stage only the first ones."""
-    repeated = [
-        index for index, stage in enumerate(network.stages) if stage.layer.output_shape(stage.shape) == stage.shape
-    ]
+    repeated = [stage for stage in network.stages if stage.layer.output_shape(stage.shape) == stage.shape]
     if len(repeated) != 1:
         raise ValueError(
             f"depths is accepted for a network that repeats one layer; of this one ({', '.join(network.layer_names)}) "
             f"{len(repeated)} stages could be left out."
         )
-    trunk = network.stages[repeated[0]].repeats
-    least = network.depth - trunk
+    (trunk,) = repeated
+    least = network.depth - trunk.repeats
     for depth in depths:
         if not least <= depth <= network.depth:
             raise ValueError(f"depths={list(depths)} has {depth}; accepted here is {least} to {network.depth} layers.")
-    kept = jnp.arange(trunk)[None] < jnp.asarray(depths)[:, None] - least
-    return tuple(
-        kept if index == repeated[0] else jnp.ones((len(depths), stage.repeats), bool)
-        for index, stage in enumerate(network.stages)
-    )
+    kept = jnp.arange(trunk.repeats)[None] < jnp.asarray(depths)[:, None] - least
+    return tuple(kept if stage is trunk else jnp.ones((len(depths), stage.repeats), bool) for stage in network.stages)
