@@ -63,18 +63,14 @@ def descend(
     if going is None:
         state, seen = lax.scan(look, state, between)
         return state, seen, jnp.int32(len(stops))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(observe, state))
 
-    def on(carry: tuple[S, Any, Array, Array]) -> tuple[S, Any, Array, Array]:
-        state, seen, count, _ = carry
-        state, now = look(state, jax.tree.map(lambda steps: steps[count], between))
-        seen = jax.tree.map(lambda all, one: all.at[count].set(one), seen, now)
-        return state, seen, count + 1, going(now)
+    def look_if_going(carry: tuple[S, Array, Array], between: tuple[Array, Array]) -> tuple[Any, Any]:
+        state, count, still = carry
+        state, seen = lax.cond(still, look, lambda state, _: (state, nothing), state, between)
+        return (state, count + still.astype(jnp.int32), still & going(seen)), seen
 
-    nothing = jax.tree.map(
-        lambda leaf: jnp.zeros((len(stops), *leaf.shape), leaf.dtype), jax.eval_shape(observe, state)
-    )
-    start = state, nothing, jnp.int32(0), jnp.bool_(True)
-    state, seen, count, _ = lax.while_loop(lambda carry: (carry[2] < len(stops)) & carry[3], on, start)
+    (state, count, _), seen = lax.scan(look_if_going, (state, jnp.int32(0), jnp.bool_(True)), between)
     return state, seen, count
 
 
