@@ -10,7 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["is_from", "known_name", "measurable_input", "positive_integer", "positive_number"]
+__all__ = [
+    "is_from",
+    "known_false",
+    "known_name",
+    "measurable_input",
+    "positive_integer",
+    "positive_number",
+    "traced",
+]
 
 
 def known_name(argument: str, value: Any, accepted: Iterable[str]) -> str:

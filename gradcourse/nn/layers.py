@@ -175,10 +175,26 @@ class Activated(Layer):
         """Returns `slope`, or `None` if it is the identity's."""
         return None if self.activation == ACTIVATIONS["identity"] else slope
 
-    def activated(
+    def scaled_preactivation(
+        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
+    ) -> ScaledInput | None:
+        """Returns the pre-activation for an input of `h * 2 ** exponent`, in that form, or `None` where it has none."""
+        return None
+
+    def linearize_scaled(
+        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
+    ) -> tuple[Array, Array, Linearized]:
+        """Returns the output, its exponents and the linear map; in range only, unless `f` is linear next to 0."""
+        s = self.scaled_preactivation(params, h, exponent) if self.activation.linear_at_zero else None
+        if s is None:
+            return super().linearize_scaled(params, h, exponent)
+        output, exponent, slope = self._activated(*s)
+        return output, exponent, self.at(h, slope)
+
+    def _activated(
         self, s: Float[Array, "batch *output"], exponent: Int[Array, " batch"]
     ) -> tuple[Float[Array, "batch *output"], Int[Array, " batch"], Float[Array, "batch *output"]]:
-        """Returns the output, its exponent and the slope for a pre-activation of `s * 2 ** exponent`.
+        """The output, its exponent and the slope for a pre-activation of `s * 2 ** exponent`.
 
         Where `f` is linear, next to 0 and for rectifiers everywhere, `f(s)` is `s` times the slope in any range.
         """
@@ -248,17 +264,10 @@ class Affine(Activated):
         """Returns the linear map with this slope."""
         return LinearMap(self.kept(slope), self, h.shape[1:])
 
-    def linearize_scaled(
+    def scaled_preactivation(
         self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
-        """Returns the output, its exponents and the linear map."""
-        if not self.activation.linear_at_zero:
-            return super().linearize_scaled(params, h, exponent)
-        output, exponent, slope = self.activated(*self._scaled_preactivation(params, h, exponent))
-        return output, exponent, self.at(h, slope)
-
-    def _scaled_preactivation(self, params: Params, h: Array, exponent: Array) -> tuple[Array, Array]:
-        """The pre-activation with each example's largest entry near 1, and its exponents."""
+    ) -> ScaledInput:
+        """Returns the pre-activation with each example's largest entry near 1, and its exponents."""
         axes = tuple(range(1, h.ndim))
         h, own = to_unit(h, axes)
         s, shift = to_unit(self.linear(params["weight"], h), axes)
@@ -356,15 +365,12 @@ class Pointwise(Activated):
         """Returns the identity with this slope."""
         return Diagonal(self.kept(slope))
 
-    def linearize_scaled(
+    def scaled_preactivation(
         self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
-        """Returns the output, its exponents and the linear map."""
-        if not self.activation.linear_at_zero:
-            return super().linearize_scaled(params, h, exponent)
+    ) -> ScaledInput:
+        """Returns `h` with each example's largest entry near 1, and its exponents."""
         h, own = to_unit(h, tuple(range(1, h.ndim)))
-        output, exponent, slope = self.activated(h, exponent + own)
-        return output, exponent, self.at(h, slope)
+        return h, exponent + own
 
 
 @dataclass(frozen=True)
