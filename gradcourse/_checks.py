@@ -10,16 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = [
-    "all_finite",
-    "is_from",
-    "known_false",
-    "known_name",
-    "measurable_input",
-    "positive_integer",
-    "positive_number",
-    "traced",
-]
+__all__ = ["is_from", "known_false", "known_name", "measurable_input", "positive_integer", "positive_number", "traced"]
 
 
 def known_name(argument: str, value: Any, accepted: Iterable[str]) -> str:
@@ -109,15 +100,14 @@ def measurable_input(x: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
             f"x has dtype {x.dtype} and the parameters have {dtype}; accepted is the same floating dtype for both. "
             f"Write x.astype('{dtype}'), or convert the parameters with jax.tree.map."
         )
-    if known_false(all_finite(x)):
+    if known_false(_all_finite(x)):
         raise ValueError("x contains NaN or infinity; accepted are finite numbers. Look at where x was made.")
     return x
 
 
 @jax.jit
-def all_finite(tree: Any) -> jax.Array:
-    """Returns whether every number in the tree is finite."""
-    return jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree))
+def _all_finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
 
 
 def traced(tree: Any) -> bool:

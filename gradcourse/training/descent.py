@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int
 
 from gradcourse._checks import positive_integer
 
-__all__ = ["checked_looks", "descend"]
+__all__ = ["all_finite", "checked_looks", "descend"]
 
 S = TypeVar("S")
 
@@ -72,6 +72,11 @@ def descend(
 
     (state, count, _), seen = lax.scan(look_if_going, (state, jnp.int32(0), jnp.bool_(True)), between)
     return state, seen, count
+
+
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Returns whether every number in the tree is finite."""
+    return jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree))
 
 
 def checked_looks(steps: int, *, every: int | None = None, looks: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -22,10 +22,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from tqdm import tqdm
 
-from gradcourse._checks import all_finite, known_false, positive_integer, traced
+from gradcourse._checks import known_false, positive_integer, traced
 from gradcourse.nn.network import Network, Params
 from gradcourse.training.data import Data
-from gradcourse.training.descent import checked_looks, descend
+from gradcourse.training.descent import all_finite, checked_looks, descend
 from gradcourse.training.history import History, Present, masked, snapshot
 from gradcourse.training.runs import NEVER, Optimizer, Run, checked_rate, with_rate
 

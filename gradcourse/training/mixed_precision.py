@@ -19,10 +19,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gradcourse._checks import all_finite, known_name, positive_integer, positive_number
+from gradcourse._checks import known_name, positive_integer, positive_number
 from gradcourse.nn.network import Network, Params
 from gradcourse.training.data import Data
-from gradcourse.training.descent import checked_looks, descend
+from gradcourse.training.descent import all_finite, checked_looks, descend
 from gradcourse.training.formats import cast, round_stochastically
 from gradcourse.training.loop import accuracy, cross_entropy
 from gradcourse.training.precision import scaled_loss

@@ -36,16 +36,7 @@ from gradcourse.training.data import Data
 from gradcourse.training.descent import descend
 from gradcourse.training.runs import Optimizer, checked_rate, with_rate
 
-__all__ = [
-    "METHODS",
-    "Machine",
-    "PretrainingHistory",
-    "contrastive_divergence",
-    "denoising_loss",
-    "free_energy",
-    "hidden_units",
-    "pretrained",
-]
+__all__ = ["METHODS", "PretrainingHistory", "contrastive_divergence", "denoising_loss", "free_energy", "pretrained"]
 
 METHODS = ("autoencoder", "rbm")
 Machine = dict[str, Any]  # "weight" W, (visible, hidden), "bias" b and "visible_bias" c
@@ -133,12 +124,12 @@ def _pretrained(
         x, _ = data.batch(batch_size, key=key)
         h = (x - low) / (high - low)
         for stage, done in zip(network.stages[:index], trained, strict=False):
-            h, _ = stage.scan(lambda h, layer: (hidden_units(layer, h), None), h, done)
+            h, _ = stage.scan(lambda h, layer: (_hidden_units(layer, h), None), h, done)
         stage = network.stages[index]
 
         def step(h: Array, one: tuple[Array, Machine]) -> tuple[Array, None]:  # the same program for every `at`
             number, layer = one
-            return jnp.where(number < at, hidden_units(layer, h), h), None
+            return jnp.where(number < at, _hidden_units(layer, h), h), None
 
         return stage.scan(step, h, (jnp.arange(stage.repeats), layers))[0] if stage.repeats > 1 else h
 
@@ -205,11 +196,6 @@ def _check_network(network: Network) -> None:
 # ---- The machines
 
 
-def hidden_units(machine: Machine, v: Float[Array, "batch visible"]) -> Float[Array, "batch hidden"]:
-    r"""Returns $\sigma(v W + b)$: what the layer makes of `v`."""
-    return jax.nn.sigmoid(_preactivation(machine, v))
-
-
 def denoising_loss(
     machine: Machine, v: Float[Array, "batch visible"], noisy: Float[Array, "batch visible"]
 ) -> tuple[Float[Array, ""], Float[Array, "batch visible"]]:
@@ -218,7 +204,7 @@ def denoising_loss(
     With $h = \sigma(\tilde v W + b)$ of the `noisy` input $\tilde v$ and $z = \sigma(h W^{\mathsf T} + c)$, the loss of
     an example is $-\sum_i v_i \ln z_i + (1 - v_i) \ln (1 - z_i)$ (Vincent et al. 2008).
     """
-    logits = hidden_units(machine, noisy) @ machine["weight"].T + machine["visible_bias"][None]
+    logits = _hidden_units(machine, noisy) @ machine["weight"].T + machine["visible_bias"][None]
     return optax.losses.sigmoid_binary_cross_entropy(logits, v).sum(axis=-1).mean(), jax.nn.sigmoid(logits)
 
 
@@ -248,7 +234,7 @@ def contrastive_divergence(
 
     def sweep(v: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
         hidden_key, visible_key = jax.random.split(key)
-        on = jax.random.bernoulli(hidden_key, hidden_units(machine, v)).astype(v.dtype)
+        on = jax.random.bernoulli(hidden_key, _hidden_units(machine, v)).astype(v.dtype)
         mean = jax.nn.sigmoid(on @ machine["weight"].T + machine["visible_bias"][None])
         return jax.random.bernoulli(visible_key, mean).astype(v.dtype), mean
 
@@ -258,3 +244,7 @@ def contrastive_divergence(
 
 def _preactivation(machine: Machine, v: Array) -> Array:
     return v @ machine["weight"] + machine["bias"][None]
+
+
+def _hidden_units(machine: Machine, v: Array) -> Array:
+    return jax.nn.sigmoid(_preactivation(machine, v))

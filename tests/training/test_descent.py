@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradcourse._checks import all_finite
-from gradcourse.training.descent import descend
+from gradcourse.training.descent import all_finite, descend
 
 
 def update(step, state):
