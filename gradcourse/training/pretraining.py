@@ -10,6 +10,8 @@ layer $h = \sigma(v W + b)$ that is given $v$ between 0 and 1, with a bias $c$ f
   $p(v, h) \propto \exp(v W h^{\mathsf T} + b h^{\mathsf T} + c v^{\mathsf T})$ of binary $v$ and $h$ is fitted to the
   data by contrastive divergence (Hinton 2002).
 
+A machine is a dictionary of the arrays `"weight"` $W$, `(visible, hidden)`, `"bias"` $b$ and `"visible_bias"` $c$.
+
 >>> import jax, gradcourse as gc
 >>> network = gc.mlp(64, [32, 32], 10, activation="sigmoid", init="standard")
 >>> params = network.init(key=jax.random.key(0))
@@ -39,7 +41,7 @@ from gradcourse.training.runs import Optimizer, checked_rate, with_rate
 __all__ = ["METHODS", "PretrainingHistory", "contrastive_divergence", "denoising_loss", "free_energy", "pretrained"]
 
 METHODS = ("autoencoder", "rbm")
-Machine = dict[str, Any]  # "weight" W, (visible, hidden), "bias" b and "visible_bias" c
+Machine = dict[str, Any]
 
 
 @jax.tree_util.register_dataclass
