@@ -126,7 +126,7 @@ class Comparison:
 
     def plot(self) -> Any:
         """Returns the figure."""
-        from gradcourse.plots.layers import profiles
+        from gradcourse.plots.figures import profiles
 
         label, title = f"{self.activation}, {self.init}", f"{self.measured.depth} layers of {self.width}"
         predicted = None if self.predicted is None else {label: self.predicted}

@@ -4,7 +4,8 @@ The colours keep a contrast of 3 to 1 on white, and their hues when the book's d
 here touches pyplot or matplotlib's global settings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
@@ -23,7 +24,7 @@ __all__ = [
     "STYLE",
     "Figure",
     "Pen",
-    "blank",
+    "drawing",
     "finish",
     "look",
     "pens",
@@ -101,11 +102,12 @@ def look(label: str, index: int = 0) -> tuple[str, str]:
     return next((LOOK[word] for word in words if word in LOOK), OTHERS[index % len(OTHERS)])
 
 
-def blank(count: int, **shared: Any) -> tuple[Figure, Sequence[Axes]]:
-    """Returns a figure with so many empty panels in a row, and the panels; `shared` is what they share, as `sharey`."""
+@contextmanager
+def drawing(count: int = 1, *, height: float | None = None, **shared: Any) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Gives a figure with so many panels in a row, to be drawn on in this style; `shared` as `sharey=True`."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.0 if count == 1 else 3.4), layout="constrained")
-        return figure, np.ravel(figure.subplots(1, count, **shared)).tolist()
+        figure = Figure(figsize=(7.2, height or (4.0 if count == 1 else 3.4)), layout="constrained")
+        yield figure, np.ravel(figure.subplots(1, count, **shared)).tolist()
 
 
 @dataclass(frozen=True)
