@@ -24,8 +24,9 @@ __all__ = ["costs", "curves", "gain_split", "heat_map", "images", "layers_over_s
 
 # where float32's normal numbers end, and where even its subnormal numbers do
 FLOAT32_NORMAL, FLOAT32_LAST = np.log10(2.0**-126), np.log10(2.0**-149)
-THIN, DASHES = {"color": MUTED, "linewidth": 1}, (0, (4, 3))
-SMALL = {"color": MUTED, "fontsize": 8}
+DASHES = (0, (4, 3))
+THIN: dict[str, Any] = {"color": MUTED, "linewidth": 1}
+SMALL: dict[str, Any] = {"color": MUTED, "fontsize": 8}
 
 
 def profiles(
