@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, module: str, about: str, more: str = "") -> argparse.ArgumentParser:
-        text = {"help": about, "description": f"{about}.", "epilog": more + EPILOG}
-        one = commands.add_parser(name, **text, formatter_class=raw)
+        text = more + EPILOG
+        one = commands.add_parser(name, help=about, description=f"{about}.", epilog=text, formatter_class=raw)
         one.set_defaults(module=module, parser=one)
         return one
 

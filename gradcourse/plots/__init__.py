@@ -5,7 +5,7 @@ activation has a colour and a marker of its own everywhere.
 """
 
 from gradcourse.plots.figures import costs, curves, gain_split, heat_map, images, layers_over_steps, profiles, slopes
-from gradcourse.plots.style import LOOK, STYLE, Figure, look
+from gradcourse.plots.style import LOOK, STYLE, Figure
 
 __all__ = [
     "LOOK",
@@ -17,7 +17,6 @@ __all__ = [
     "heat_map",
     "images",
     "layers_over_steps",
-    "look",
     "profiles",
     "slopes",
 ]

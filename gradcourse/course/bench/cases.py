@@ -20,7 +20,7 @@ from gradcourse.training.data import digits
 from gradcourse.training.loop import train
 from gradcourse.training.sweeps import sweep as train_many
 
-__all__ = ["BATCH", "CASES", "NEEDED", "OUTPUTS", "SIZES", "dense"]
+__all__ = ["BATCH", "CASES", "NEEDED", "OUTPUTS", "SIZES", "dense", "swept"]
 
 BATCH, OUTPUTS = 32, 10
 SIZES = ((1000, 64), (1000, 256), (100, 1024))  # depth and width
@@ -33,11 +33,16 @@ def dense(depth: int, width: int) -> tuple[Network, Params, Any]:
     return network, network.init(key=jax.random.key(0)), jax.random.normal(jax.random.key(1), (BATCH, width))
 
 
+def swept(network: Network, params: Params, x: Any) -> Callable[[], Any]:
+    """Returns the sweep, ready to be timed."""
+    return partial(backward_jacobian_norms, network, params, x)
+
+
 def sweep(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Row]:
     """The sweep against its bare matrix products, and against the same sweep outside the log domain."""
     for depth, width in sizes:
         net, setting = dense(depth, width), f"dense, {depth} layers of {width}"
-        ours, bare, plain = _swept(*net), contenders.bare_products(*net), contenders.plain_sweep(*net)
+        ours, bare, plain = swept(*net), contenders.bare_products(*net), contenders.plain_sweep(*net)
         yield race("sweep", setting, "bare matrix products", ours, bare, at_most=1.15)
         yield race("sweep", setting, "sweep without logs", ours, plain, at_most=1.1)
 
@@ -47,24 +52,20 @@ def torch(sizes: Sequence[tuple[int, int]] = SIZES, shallow: int = 50) -> Iterat
     for (depth, width), times in zip(sizes, (2.5, 1.1, 1.0), strict=False):
         net, setting = dense(depth, width), f"dense, {depth} layers of {width}"
         theirs = contenders.torch_batched(*net)
-        yield race("torch", setting, "torch.autograd.grad, batched", _swept(*net), theirs, at_least=times)
+        yield race("torch", setting, "torch.autograd.grad, batched", swept(*net), theirs, at_least=times)
     net, setting = dense(shallow, 64), f"dense, {shallow} layers of 64"
     theirs = contenders.torch_jacrev_per_layer(*net)
-    yield race("torch", setting, "torch.func.jacrev per layer", _swept(*net), theirs, at_least=20.0)
+    yield race("torch", setting, "torch.func.jacrev per layer", swept(*net), theirs, at_least=20.0)
 
 
 def compiling(shallow: int = 50, depths: tuple[int, int] = (8, 8192), rounds: int = 5) -> Iterator[Row]:
     """Compile time: against one `jax.jacrev` per layer, which is run once, and of many layers against few."""
     net, setting = dense(shallow, 64), f"dense, {shallow} layers of 64, with compile time"
-    ours, theirs = partial(_cold, _swept(*net)), partial(_cold, lambda: contenders.jax_jacrev_per_layer(*net)())
+    ours, theirs = partial(_cold, swept(*net)), partial(_cold, lambda: contenders.jax_jacrev_per_layer(*net)())
     yield race("compiling", setting, "jax.jacrev per layer", ours, theirs, at_least=20.0, rounds=rounds, warm=False)
     deep, few = (partial(_cold, partial(_compile_sweep, dense(depth, 64)[0])) for depth in reversed(depths))
     setting = f"dense, compiling {depths[1]} layers of 64"
     yield race("compiling", setting, f"compiling {depths[0]} layers", deep, few, at_most=1.3, rounds=rounds)
-
-
-def _swept(network: Network, params: Params, x: Any) -> Callable[[], Any]:
-    return partial(backward_jacobian_norms, network, params, x)
 
 
 def _cold(program: Callable[[], Any]) -> Any:
@@ -87,7 +88,7 @@ def convolution(depth: int = 10_000) -> Iterator[Row]:
     for way in ways:
         seconds(way)  # to compile
     forward, setting = min(ways, key=seconds), f"conv, {depth} layers, 16 channels, 8 x 8, batch 8"
-    yield race("convolution", setting, "one forward pass", _swept(network, params, x), forward, at_most=12.0, rounds=5)
+    yield race("convolution", setting, "one forward pass", swept(network, params, x), forward, at_most=12.0, rounds=5)
 
 
 def matfree(depth: int = 50, width: int = 256, goal: float = 0.01, pilot: int = 1000) -> Iterator[Row]:
@@ -99,7 +100,7 @@ def matfree(depth: int = 50, width: int = 256, goal: float = 0.01, pilot: int = 
     samples = round((single / (2 * goal)) ** 2)  # the norm's relative error is half of its square's
     theirs = partial(contenders.matfree_frobenius_norm(network, params, x[0], samples=samples), jax.random.key(3))
     setting, against = f"dense, {depth} layers of {width}, exact", f"matfree, {goal:.0%} error, {samples} samples"
-    yield race("matfree", setting, against, _swept(network, params, x), theirs, at_least=1.0)
+    yield race("matfree", setting, against, swept(network, params, x), theirs, at_least=1.0)
 
 
 def probes(dense: Sizes = (8, 1024, 128), conv: Sizes = (6, 16, 16)) -> Iterator[Row]:

@@ -19,10 +19,9 @@ from jax import lax
 
 from gradcourse._checks import known_name
 from gradcourse.course.bench import contenders
-from gradcourse.course.bench.cases import BATCH, CASES, NEEDED, OUTPUTS, SIZES, dense
+from gradcourse.course.bench.cases import BATCH, CASES, NEEDED, OUTPUTS, SIZES, dense, swept
 from gradcourse.course.bench.race import Row, table
 from gradcourse.course.provenance import in_words, provenance, seconds
-from gradcourse.measure.jacobians import backward_jacobian_norms
 
 __all__ = ["Record", "depth_scan", "matrix_product_peak", "run", "sweep_shares"]
 
@@ -84,7 +83,7 @@ def depth_scan(
     A way is left off where a smaller depth has taken more than `patience` seconds. PyTorch compiles nothing.
     """
     ways: dict[str, Callable[..., Callable[[], Any]]] = {
-        "one sweep, scanned": lambda *net: partial(backward_jacobian_norms, *net),
+        "one sweep, scanned": swept,
         "jax.jacrev per layer": contenders.jax_jacrev_per_layer,
     }
     if find_spec("torch"):
@@ -118,7 +117,7 @@ def sweep_shares(sizes: Sequence[tuple[int, int]] = SIZES, rounds: int = 5) -> d
     """Returns, per size, the share of that peak at which the sweep's matrix products are worked off."""
     peak, shares = matrix_product_peak(), {}
     for depth, width in sizes:
-        program = partial(backward_jacobian_norms, *dense(depth, width))
+        program = swept(*dense(depth, width))
         seconds(program)
         operations = 2 * depth * width**2 * BATCH * (1 + OUTPUTS)
         shares[f"dense, {depth} layers of {width}"] = operations / min(seconds(program) for _ in range(rounds)) / peak
