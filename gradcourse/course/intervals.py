@@ -12,6 +12,7 @@ from scipy.stats import t as student_t
 
 __all__ = ["estimate", "interval"]
 
+
 def interval(samples: ArrayLike) -> tuple[float, float, float]:
     """Returns the mean of the samples and the ends of its 95 % interval, by Student's t.
 
