@@ -18,7 +18,8 @@ from matplotlib.figure import Figure as _MatplotlibFigure
 __all__ = ["DOTS_PER_INCH", "INK", "LOOK", "MUTED", "OTHERS", "STYLE", "Figure", "Pen", "drawing", "finish", "pens"]
 
 DOTS_PER_INCH = 200  # drawn at twice the size at which they are shown
-INK, MUTED = "#222222", "#5f5f5f"
+INK = "#222222"
+MUTED = "#5f5f5f"
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,

@@ -22,7 +22,8 @@ from gradcourse.training.sweeps import sweep as train_many
 
 __all__ = ["BATCH", "CASES", "NEEDED", "OUTPUTS", "SIZES", "dense", "swept"]
 
-BATCH, OUTPUTS = 32, 10
+BATCH = 32
+OUTPUTS = 10
 SIZES = ((1000, 64), (1000, 256), (100, 1024))  # depth and width
 Sizes = tuple[int, int, int]  # layers, width or channels, batch
 
