@@ -1,6 +1,6 @@
 """Tools for jaxprs, the programs that JAX makes of functions: kinds of operations, and how to run some of them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,12 +17,13 @@ __all__ = [
     "RESHAPES",
     "called",
     "consts_and_carry",
+    "evaluated",
     "flattened",
     "is_elementwise",
-    "is_square",
     "path_between",
     "reshaped",
     "results_of",
+    "values_of",
     "variables",
 ]
 
@@ -48,30 +49,46 @@ def variables(atoms: Iterable[Any]) -> list[Any]:
 
 def called(eqn: Any) -> Any:
     """The closed jaxpr of the function that an equation calls."""
-    params = eqn.params
-    inner = next(params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in params)
+    inner = next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params)
     return inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
+
+
+def values_of(atoms: Iterable[Any], env: Mapping[Any, Any]) -> list[Any]:
+    """What the atoms stand for, where `env` has the variables' values."""
+    return [atom.val if isinstance(atom, core.Literal) else env[atom] for atom in atoms]
+
+
+def evaluated(closed: Any, values: Sequence[Any], step: Callable[[int, Any, dict[Any, Any]], Sequence[Any]]) -> Any:
+    """The results of a closed jaxpr at `values`; `step(index, eqn, env)` returns those of an equation."""
+    jaxpr = closed.jaxpr
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *values], strict=True))
+    for index, eqn in enumerate(jaxpr.eqns):
+        env |= zip(eqn.outvars, step(index, eqn, env), strict=True)
+    return values_of(jaxpr.outvars, env)
+
+
+def results_of(eqn: Any, env: Mapping[Any, Any]) -> list[Any]:
+    """The results of one equation: those of a program that consists of it."""
+    needed = list(dict.fromkeys(variables(eqn.invars)))
+    alone = _nothing().replace(invars=needed, outvars=eqn.outvars, eqns=[eqn])
+    return jax.core.eval_jaxpr(alone, (), *values_of(needed, env))
+
+
+@cache
+def _nothing() -> Any:
+    """An empty program, to be filled: JAX wants every jaxpr to say what function it comes from."""
+    return jax.make_jaxpr(lambda: ())().jaxpr
 
 
 def flattened(closed: Any) -> Any:
     """The closed jaxpr with all calls of jitted functions written out, and without what its results do not need."""
 
-    def evaluate(closed: Any, values: Sequence[Any]) -> list[Any]:
-        jaxpr = closed.jaxpr
-        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *values], strict=True))
+    def step(_: int, eqn: Any, env: dict[Any, Any]) -> Sequence[Any]:
+        if eqn.primitive.name in CALLS:
+            return evaluated(called(eqn), values_of(eqn.invars, env), step)
+        return results_of(eqn, env)
 
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, core.Literal) else env[atom]
-
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name in CALLS:
-                results = evaluate(called(eqn), [read(atom) for atom in eqn.invars])
-            else:
-                results = results_of(eqn, read)
-            env |= dict(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    flat = jax.make_jaxpr(lambda *values: evaluate(closed, values))(*closed.in_avals)
+    flat = jax.make_jaxpr(lambda *values: evaluated(closed, values, step))(*closed.in_avals)
     wanted, kept = set(variables(flat.jaxpr.outvars)), []
     for eqn in reversed(flat.jaxpr.eqns):  # what the results do not need, such as a gradient handed out beside a loss
         if eqn.effects or not wanted.isdisjoint(eqn.outvars):
@@ -94,24 +111,19 @@ def consts_and_carry(eqn: Any) -> tuple[int, int]:
     return len(eqn.invars) - sliced(eqn.invars, body.in_avals) - carry, carry
 
 
-def path_between(eqns: Sequence[Any], source: Any, target: Any) -> list[int]:
+def path_between(eqns: Sequence[Any], source: Any, target: Any) -> list[Any]:
     """The equations, in order, by which `target` comes about from `source`, all else given."""
     reached, forward = {source}, []
-    for index, eqn in enumerate(eqns):
-        if source not in eqn.outvars and not reached.isdisjoint(variables(eqn.invars)):
+    for eqn in eqns:
+        if not reached.isdisjoint(variables(eqn.invars)):
             reached |= set(eqn.outvars)
-            forward.append(index)
-    wanted, needed = {target} - {source}, []
-    for index in reversed(forward):
-        if not wanted.isdisjoint(eqns[index].outvars):
-            wanted |= set(variables(eqns[index].invars))
-            needed.append(index)
-    return needed[::-1]
-
-
-def is_square(eqn: Any) -> bool:
-    """Whether an equation squares its argument."""
-    return eqn.primitive.name == "square" or (eqn.primitive.name == "integer_pow" and eqn.params["y"] == 2)
+            forward.append(eqn)
+    wanted, path = {target}, []
+    for eqn in reversed(forward):
+        if not wanted.isdisjoint(eqn.outvars):
+            wanted |= set(variables(eqn.invars))
+            path.append(eqn)
+    return path[::-1]
 
 
 def is_elementwise(eqn: Any) -> bool:
@@ -135,16 +147,3 @@ def reshaped(eqn: Any, array: np.ndarray) -> np.ndarray:
     if name in ("reshape", "squeeze"):
         return array.reshape(eqn.outvars[0].aval.shape)
     return np.flip(array, params["dimensions"]) if name == "rev" else array
-
-
-def results_of(eqn: Any, read: Callable[[Any], Any]) -> list[Any]:
-    """The results of one equation: those of a program that consists of it."""
-    needed = list(dict.fromkeys(variables(eqn.invars)))
-    alone = _nothing().replace(invars=needed, outvars=eqn.outvars, eqns=[eqn])
-    return jax.core.eval_jaxpr(alone, (), *map(read, needed))
-
-
-@cache
-def _nothing() -> Any:
-    """An empty program, to be filled: JAX wants every jaxpr to say what function it comes from."""
-    return jax.make_jaxpr(lambda: ())().jaxpr

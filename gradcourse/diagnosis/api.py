@@ -28,10 +28,10 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from gradcourse._checks import positive_integer
-from gradcourse.diagnosis.findings import findings_of, gradient_slope
+from gradcourse._dummies import is_floating
+from gradcourse.diagnosis.findings import READ_ON, findings_of, gradient_slope
 from gradcourse.diagnosis.measuring import measure
 from gradcourse.diagnosis.models import as_loss, next_update
-from gradcourse.diagnosis.reading import READ_ON
 from gradcourse.diagnosis.report import LayerReport, Report
 from gradcourse.diagnosis.rows import network_rows, program_rows
 from gradcourse.diagnosis.tracing import parameter_paths, traced_program
@@ -105,7 +105,7 @@ def diagnose(
     form = as_loss(model_or_loss, params, batch, loss, probes, key)
     program = traced_program(form.loss, form.trainable, form.given, probed=probes is not None)
     paths = parameter_paths(form.trainable)
-    placed = {path for layer in program.layers for path in layer.parameters}
+    placed = {path for layer in program.layers for path in layer.given}
     if not placed:
         raise ValueError(
             f"no layer was found in {getattr(model_or_loss, '__name__', 'the model')}: its parameters, {paths[:5]}, "
@@ -113,13 +113,10 @@ def diagnose(
             "round."
         )
     measured = measure(program, form, directions, key)
-    updates = None
-    if optimizer is not None:
-        updates = next_update(optimizer, optimizer_state, measured.gradient, form.trainable)
+    updates = next_update(optimizer, optimizer_state, measured.gradient, form.trainable)
     rows = program_rows(program, form.trainable, measured, updates)
-    sound = all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(form.given) if _is_floating(leaf))
-    elsewhere = tuple(path for path in paths if path not in placed)
-    return _report(rows, float(measured.loss), bool(sound), elsewhere, read_on)
+    sound = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(form.given) if is_floating(leaf))
+    return _report(rows, float(measured.loss), sound, tuple(path for path in paths if path not in placed), read_on)
 
 
 def _report(
@@ -127,7 +124,3 @@ def _report(
 ) -> Report:
     slope, low, high = gradient_slope(rows)
     return Report(tuple(rows), findings_of(rows, loss, sound, read_on), loss, slope, (low, high), elsewhere)
-
-
-def _is_floating(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

@@ -19,10 +19,9 @@ from math import inf, isfinite, isnan, log10, nan, sqrt
 
 import numpy as np
 
-from gradcourse.diagnosis.reading import READ_ON
 from gradcourse.diagnosis.report import Finding, LayerReport
 
-__all__ = ["THRESHOLDS", "findings_of", "gradient_slope"]
+__all__ = ["READ_ON", "THRESHOLDS", "findings_of", "gradient_slope"]
 
 THRESHOLDS: dict[str, float] = {
     # Decades that the gradient loses (vanishing) or gains (exploding) between the last layer and the first.
@@ -36,6 +35,17 @@ THRESHOLDS: dict[str, float] = {
     "frozen": 1e-6,
     # Share of the gradient's norm that is lost in the model's own dtype.
     "underflow": 0.3,
+}
+
+
+READ_ON: Mapping[str, str] = {  # where each kind is explained; a caller may give places of their own
+    "not finite": "chapter 10 of the course, precision",
+    "underflow": "chapter 10 of the course, precision",
+    "exploding": "chapter 6 of the course, the learning rate",
+    "vanishing": "chapter 2 of the course, the sigmoid derivative",
+    "dead": "chapter 3 of the course, rectifiers",
+    "saturated": "chapter 4 of the course, glorot initialisation",
+    "frozen": "chapter 6 of the course, the learning rate",
 }
 
 

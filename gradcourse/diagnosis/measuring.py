@@ -11,6 +11,7 @@ import numpy as np
 
 from gradcourse._logdomain import Scaled, log2_norms, sum_of_squares
 from gradcourse.diagnosis.models import Form
+from gradcourse.diagnosis.plan import FoundLayer
 from gradcourse.diagnosis.tracing import Look, Program, parameter_paths
 from gradcourse.measure.units import activation_statistics
 from gradcourse.probes import Probe, profile
@@ -45,8 +46,12 @@ def measure(program: Program, form: Form, directions: int, key: Any) -> Measured
         for one, layer in zip(jax.random.split(key, len(program.layers)), program.layers, strict=True)
     ]
 
-    def observe(index: int, look: Look, key: Any) -> dict[str, Any]:
-        found = _statistics(look, program.layers[index].units)
+    def observe(layer: FoundLayer, look: Look, key: Any) -> dict[str, Any]:
+        def slope(at: Any) -> Any:
+            return jax.vjp(look.activation, at)[1](jnp.ones_like(look.value))[0].astype(jnp.float32)
+
+        # The activation may hold parameters of the shape of what it is given: it is a piece of the program.
+        found = activation_statistics(look.preactivation, look.value, slope, layer.units, whole=True)
         return found if look.layer is None else found | _gains(look.layer, look, directions, key)
 
     # It runs twice: compiled to be compiled fast, rather than to be fast.
@@ -56,17 +61,21 @@ def measure(program: Program, form: Form, directions: int, key: Any) -> Measured
             value, seen = program.run((trainable, *given), list(zip(dummies, keys, strict=True)), observe)
             return value * scale.astype(value.dtype), (value, seen)
 
-        (_, results), gradients = jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)(trainable, program.probes())
+        probes = [Probe.zeros(*layer.turns) for layer in program.layers]
+        (_, results), gradients = jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)(trainable, probes)
         gradient, found = gradients
-        return *results, gradient, [_log2_parts(one) for one in found], squares_by_layer(program, gradient)
+        return *results, gradient, [profile([one]) for one in found], squares_by_layer(program, gradient)
 
     def passed(power: int) -> Measured:
         scale = jnp.float32(2.0**power)
         loss, seen, gradient, *found = differentiated(form.trainable, scale, form.given)
         at_activations, squares = jax.device_get(found)
         norms = [
-            (np.add(*parts, dtype=np.float64) - power, combined_log2(of_parameters, layer.turns) - power)
-            for parts, of_parameters, layer in zip(at_activations, squares, program.layers, strict=True)
+            (
+                np.add(one.exponent, one.fraction, dtype=np.float64)[..., 0] - power,
+                combined_log2(of_parameters, layer.turns) - power,
+            )
+            for one, of_parameters, layer in zip(at_activations, squares, program.layers, strict=True)
         ]
         return Measured(loss, gradient, squares, jax.device_get(seen), norms, norms)
 
@@ -89,7 +98,7 @@ def squares_by_layer(program: Program, tree: Any) -> list[list[Scaled]]:
         return sum_of_squares([size.astype(jnp.promote_types(size.dtype, jnp.float32))], turns)
 
     return [
-        [of(leaves[path], len(layer.turns) if path in layer.sliced else 0) for path in layer.parameters]
+        [of(leaves[path], len(layer.turns) if path in layer.sliced else 0) for path in layer.given]
         for layer in program.layers
     ]
 
@@ -101,14 +110,6 @@ def combined_log2(parts: list[Scaled], turns: tuple[int, ...]) -> Any:
         with np.errstate(invalid="ignore"):
             whole = np.logaddexp2(2 * whole, 2 * log2_norms(part)) / 2
     return whole
-
-
-def _statistics(look: Look, units: tuple[int, ...]) -> dict[str, Any]:
-    def slope(at: Any) -> Any:
-        return jax.vjp(look.activation, at)[1](jnp.ones_like(look.value))[0].astype(jnp.float32)
-
-    # The activation may hold parameters of the shape of what it is given: it is a piece of the program.
-    return activation_statistics(look.preactivation, look.value, slope, units, whole=True)
 
 
 def _gains(layer: Callable[[Any], Any], look: Look, directions: int, key: Any) -> dict[str, Any]:
@@ -124,13 +125,6 @@ def _gains(layer: Callable[[Any], Any], look: Look, directions: int, key: Any) -
     gains = jax.vmap(one)(jax.random.split(key, directions))
     error = gains.std(ddof=1) / directions**0.5 if directions > 1 else jnp.full_like(gains[0], jnp.nan)
     return {"gain": gains.mean(), "gain_error": error}
-
-
-def _log2_parts(found: Probe) -> tuple[Any, Any]:
-    """The binary logarithm of the norm that a layer's probe has found, per turn: its whole part, and the rest."""
-    flat = profile(jax.tree.map(lambda leaf: leaf.reshape(-1), found))
-    exponent, fraction = (jnp.asarray(part).reshape(found.shape) for part in (flat.exponent, flat.fraction))
-    return exponent, fraction
 
 
 def _room(program: Program, form: Form, plain: Measured) -> int:

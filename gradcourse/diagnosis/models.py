@@ -80,8 +80,10 @@ def as_loss(
 def next_update(optimizer: Any, state: Any, gradient: Any, params: Any) -> Any:
     """Returns what the optimiser would add to the parameters: from `state`, or as its first update if that is `None`.
 
-    Where the optimiser raises, a note is added that says what it was given.
+    Without an optimiser that is `None`. Where it raises, a note is added that says what it was given.
     """
+    if optimizer is None:
+        return None
     try:
         return optimizer.update(gradient, optimizer.init(params) if state is None else state, params)[0]
     except Exception as error:

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gradcourse._checks import known_name
-from gradcourse.diagnosis.findings import THRESHOLDS
-from gradcourse.diagnosis.reading import READ_ON
+from gradcourse.diagnosis.findings import READ_ON, THRESHOLDS
 from gradcourse.diagnosis.report import Finding
 from gradcourse.profile import Profile
 from gradcourse.tables import Table, json_value

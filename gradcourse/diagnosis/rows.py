@@ -4,7 +4,7 @@ Of a program the gradients' norms are those of autodiff. Of a network they are m
 depth.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from math import inf, log, nan, prod
 from typing import Any
@@ -41,49 +41,41 @@ def program_rows(program: Program, trainable: Any, measured: Measured, updates: 
     weights = jax.device_get(squares_of(trainable))
     moved = None if updates is None else jax.device_get(squares_of(updates))
     sizes = dict(zip(parameter_paths(trainable), map(jnp.size, jax.tree.leaves(trainable)), strict=True))
-    counts, waiting, arrays = [], [], []
+    found: list[dict[str, Any]] = []  # per layer; arrays have the axes of its turns
     for index, layer in enumerate(program.layers):
-        counts.append(sum(sizes[p] // (prod(layer.turns) if p in layer.sliced else 1) for p in layer.parameters))
+        count = sum(sizes[path] // (prod(layer.turns) if path in layer.sliced else 1) for path in layer.given)
         weight, (activation, parameter) = combined_log2(weights[index], layer.turns), measured.true[index]
-        missing = np.full(layer.turns, nan)
-        ratio = missing
-        if moved is not None and layer.parameters:
-            with np.errstate(invalid="ignore", over="ignore"):
-                ratio = np.exp2(combined_log2(moved[index], layer.turns) - weight)
-        waiting.append(
-            any(
-                path in layer.weights and not np.any(own.square) and np.any(gradient.square)
-                for path, own, gradient in zip(layer.parameters, weights[index], measured.squares[index], strict=True)
-            )
+        waiting = any(
+            path in layer.weights and not np.any(own.square) and np.any(gradient.square)
+            for path, own, gradient in zip(layer.given, weights[index], measured.squares[index], strict=True)
         )
-        arrays.append(
-            {"gain": missing, "gain_error": missing}
-            | measured.seen[index]
+        found.append(
+            measured.seen[index]
             | {
+                "parameters": tuple(layer.given),
+                "shape": layer.shape,
+                "dtype": str(layer.dtype),
+                "count": count,
+                "units": prod(layer.shape[axis] for axis in layer.units) if count else 0,
+                "in_chain": layer.is_product,
+                "waiting": waiting,
                 "log10_activation_gradient": activation * LOG10_OF_2,
-                "log10_parameter_gradient": parameter * LOG10_OF_2 if counts[-1] else missing,
-                "update_to_weight": ratio,
+                "log10_parameter_gradient": parameter * LOG10_OF_2 if count else nan,
                 "lost": np.maximum(*map(share_lost, measured.norms[index], measured.true[index])),
                 "finite": measured.seen[index]["finite"] == 1,
                 "finite_parameters": weight < inf,
             }
         )
-    found = [(program.layers[index], index, turn) for index, turn in program.order()]
-    return _rows(
-        {
-            "name": [layer.name + "".join(f"[{one}]" for one in turn) for layer, _, turn in found],
-            "parameters": [layer.parameters for layer, _, _ in found],
-            "shape": [layer.shape for layer, _, _ in found],
-            "dtype": [str(layer.dtype) for layer, _, _ in found],
-            "count": [counts[index] for _, index, _ in found],
-            "units": [
-                prod(layer.shape[axis] for axis in layer.units) if counts[index] else 0 for layer, index, _ in found
-            ],
-            "in_chain": [layer.is_product for layer, _, _ in found],
-            "waiting": [waiting[index] for _, index, _ in found],
-            **{name: [np.asarray(arrays[index][name])[turn] for _, index, turn in found] for name in arrays[0]},
-        }
-    )
+        if moved is not None and count:
+            with np.errstate(invalid="ignore", over="ignore"):
+                found[-1]["update_to_weight"] = np.exp2(combined_log2(moved[index], layer.turns) - weight)
+    return [
+        LayerReport(
+            name=layer.name + "".join(f"[{one}]" for one in turn),
+            **{name: _plain(entry, turn) for name, entry in found[layer.index].items()},
+        )
+        for layer, turn in program.plan.order()
+    ]
 
 
 def network_rows(
@@ -112,6 +104,8 @@ def network_rows(
     # The engine's norms are per example; a report's are of the gradient of the mean, over the whole batch.
     of_batch = at_inputs.log10_norm - np.log10(len(x)) / 2
     names = network.layer_names
+    shapes = [stage.layer.output_shape(stage.shape) for stage in network.stages for _ in range(stage.repeats)]
+    layers = [(name, *one, shape) for name, one, shape in zip(names, network.layers(params), shapes, strict=True)]
 
     def at_every_layer(values: Any, missing: float) -> list[float]:
         """Values of the layers with parameters, and what is told of the others."""
@@ -122,36 +116,30 @@ def network_rows(
     if optimizer is not None:
         updates = next_update(optimizer, optimizer_state, gradient, params)
         ratios = 10.0 ** update_to_weight_ratios(network, params, updates).log10_norm
-    plain = log2_norms(layer_squares(gradient))
-    shapes = [stage.layer.output_shape(stage.shape) for stage in network.stages for _ in range(stage.repeats)]
-    layers = [(name, *one, shape) for name, one, shape in zip(names, network.layers(params), shapes, strict=True)]
     gain = 10.0 ** (2 * gains.log10_norm) / [prod(shape) for shape in shapes]
     statistics = jax.device_get(statistics_of(network, params, x))
-    rows = _rows(
-        {
-            "name": names,
-            "parameters": [tuple(f"{name} {path}" for path in parameter_paths(p)) for name, _, p, _ in layers],
-            "shape": [(len(x), *shape) for shape in shapes],
-            "dtype": [str(jnp.result_type(*jax.tree.leaves(params), x))] * len(names),
-            "count": [sum(leaf.size for leaf in jax.tree.leaves(p)) for _, _, p, _ in layers],
-            "units": [shape[-1] if layer.activation is not None else 0 for _, layer, _, shape in layers],
-            "in_chain": [bool(p) for _, _, p, _ in layers],
-            **{name: getattr(statistics, name) for name in STATISTICS},
-            "log10_activation_gradient": [*of_batch[1:], log2_norms(sum_of_squares([at_output])) * LOG10_OF_2],
-            "log10_parameter_gradient": at_every_layer(by_parameters.log10_norm, nan),
-            "update_to_weight": at_every_layer(ratios, nan),
-            "gain": gain,
-            "gain_error": gain * 2 * log(10) * np.asarray(gains.standard_error),
-            "lost": at_every_layer(share_lost(plain, by_parameters.log10_norm / LOG10_OF_2), 0.0),
-        }
-    )
-    return rows, float(value)
-
-
-def _rows(columns: Mapping[str, Any]) -> list[LayerReport]:
-    """A row per entry of the columns, which bear the names of a `LayerReport`'s fields."""
-    plain = {
-        name: [entry.item() if isinstance(entry, np.generic | np.ndarray) else entry for entry in column]
-        for name, column in columns.items()
+    columns = {
+        "name": names,
+        "parameters": [tuple(f"{name} {path}" for path in parameter_paths(p)) for name, _, p, _ in layers],
+        "shape": [(len(x), *shape) for shape in shapes],
+        "dtype": [str(jnp.result_type(*jax.tree.leaves(params), x))] * len(names),
+        "count": [sum(leaf.size for leaf in jax.tree.leaves(p)) for _, _, p, _ in layers],
+        "units": [shape[-1] if layer.activation is not None else 0 for _, layer, _, shape in layers],
+        "in_chain": [bool(p) for _, _, p, _ in layers],
+        **{name: getattr(statistics, name) for name in STATISTICS},
+        "log10_activation_gradient": [*of_batch[1:], log2_norms(sum_of_squares([at_output])) * LOG10_OF_2],
+        "log10_parameter_gradient": at_every_layer(by_parameters.log10_norm, nan),
+        "update_to_weight": at_every_layer(ratios, nan),
+        "gain": gain,
+        "gain_error": gain * 2 * log(10) * np.asarray(gains.standard_error),
+        "lost": at_every_layer(
+            share_lost(log2_norms(layer_squares(gradient)), by_parameters.log10_norm / LOG10_OF_2), 0.0
+        ),
     }
-    return [LayerReport(**dict(zip(plain, row, strict=True))) for row in zip(*plain.values(), strict=True)]
+    rows = zip(*columns.values(), strict=True)
+    return [LayerReport(**dict(zip(columns, map(_plain, row), strict=True))) for row in rows], float(value)
+
+
+def _plain(entry: Any, turn: tuple[int, ...] = ()) -> Any:
+    """An entry of a row: of an array the number that belongs to the turn."""
+    return entry[turn].item() if isinstance(entry, np.generic | np.ndarray) else entry

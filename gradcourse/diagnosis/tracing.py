@@ -27,11 +27,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core
 
 from gradcourse._checks import is_from
-from gradcourse.diagnosis._jaxprs import consts_and_carry, results_of
-from gradcourse.diagnosis.plan import PROBES, FoundLayer, Given, Plan, Role, Site, find, found_layers
+from gradcourse.diagnosis._jaxprs import consts_and_carry, evaluated, results_of, values_of, variables
+from gradcourse.diagnosis.plan import PROBES, FoundLayer, Given, Plan, Role, find, found_layers
 from gradcourse.probes import Probe, probe
 
 __all__ = ["Look", "Program", "parameter_paths", "traced_program"]
@@ -50,6 +49,9 @@ class Look:
     activation: Callable[[Any], Any]
     input: Any
     layer: Callable[[Any], Any] | None
+
+
+Observe = Callable[[FoundLayer, Look, Any], Any]
 
 
 def parameter_paths(params: Any) -> list[str]:
@@ -71,24 +73,13 @@ class Program:
     layers: tuple[FoundLayer, ...]
     plan: Plan
 
-    def order(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Returns every layer's index and turn, in the order in which the program comes to them."""
-        return list(self.plan.order())
-
-    def probes(self) -> list[Probe]:
-        """Returns fresh probes, one per layer, of the shape `turns`."""
-        return [Probe.zeros(*layer.turns) for layer in self.layers]
-
-    def run(
-        self, arguments: Any, given: Sequence[tuple[Probe, Any]], observe: Callable[[int, Look, Any], Any]
-    ) -> tuple[Any, dict[int, Any]]:
+    def run(self, arguments: Any, given: Sequence[tuple[Probe, Any]], observe: Observe) -> tuple[Any, dict[int, Any]]:
         """Returns the function's value, and what `observe(layer, look, extra)` has returned for every layer.
 
         `arguments` are those that the function was traced with. `given` holds, per layer, a probe and anything extra
         for `observe`, both with the axes `turns` in front; so do the observations have them.
         """
-        leaves = jax.tree.leaves(arguments)
-        (value,), seen = _run(self.plan, leaves, dict(enumerate(given)), observe)
+        (value,), seen = _run(self.plan, jax.tree.leaves(arguments), dict(enumerate(given)), observe)
         return value, seen
 
 
@@ -102,67 +93,57 @@ def traced_program(
     """
     closed = jax.make_jaxpr(function)(params, *given)
     dummies, batch = (given[:1], given[1:]) if probed else ((), given)
-    roles: list[Role] = [frozenset([Given(path)]) for path in parameter_paths(params)]
+    paths, count = parameter_paths(params), len(jax.tree.leaves(batch))
+    roles: list[Role] = [frozenset([Given(path)]) for path in paths]
     roles += [frozenset([Given(PROBES + path)]) for one in dummies for path in parameter_paths(one)]
-    count = len(jax.tree.leaves(batch))
     _, plan = find(closed, [*roles, *[True] * count], None if count else True)
-    shapes = dict(zip(parameter_paths(params), map(jnp.shape, jax.tree.leaves(params)), strict=True))
-    return Program(found_layers(plan, shapes), plan)
+    return Program(found_layers(plan, dict(zip(paths, map(jnp.shape, jax.tree.leaves(params)), strict=True))), plan)
 
 
-def _run(plan: Plan, values: Any, given: Mapping[int, Any], observe: Any) -> tuple[list[Any], dict[int, Any]]:
-    jaxpr = plan.closed.jaxpr
-    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*plan.closed.consts, *values], strict=True))
-    sites: dict[Any, list[Site]] = {}
-    for site in plan.sites:
-        sites.setdefault(site.out, []).append(site)
+def _run(plan: Plan, values: Any, given: Mapping[int, Any], observe: Observe) -> tuple[list[Any], dict[int, Any]]:
+    ends: dict[Any, list[FoundLayer]] = {}
+    for layer in plan.layers:
+        ends.setdefault(layer.out, []).append(layer)
     seen: dict[int, Any] = {}
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else env[atom]
-
-    for index, eqn in enumerate(jaxpr.eqns):
+    def step(index: int, eqn: Any, env: dict[Any, Any]) -> list[Any]:
         if index in plan.inner:
-            results, more = _run_inner(eqn, [read(a) for a in eqn.invars], plan.inner[index], given, observe)
-            seen |= more
+            results, more = _run_inner(eqn, values_of(eqn.invars, env), plan.inner[index], given, observe)
+            seen.update(more)
         else:
-            results = results_of(eqn, read)
-        for variable, value in zip(eqn.outvars, results, strict=True):
-            for site in sites.get(variable, ()):
-                mine, extra = given[site.index]
-                seen[site.index] = observe(site.index, _look(jaxpr, site, env, value), extra)
-                value = probe(value, mine)
-            env[variable] = value
-    return [read(atom) for atom in jaxpr.outvars], seen
+            results = results_of(eqn, env)
+        return [probed(variable, value, env) for variable, value in zip(eqn.outvars, results, strict=True)]
+
+    def probed(variable: Any, value: Any, env: dict[Any, Any]) -> Any:
+        for layer in ends.get(variable, ()):
+            mine, extra = given[layer.index]
+            seen[layer.index] = observe(layer, _look(layer, env | {variable: value}), extra)
+            value = probe(value, mine)
+        return value
+
+    return evaluated(plan.closed, values, step), seen
 
 
-def _look(jaxpr: Any, site: Site, env: Mapping[Any, Any], value: Any) -> Look:
+def _look(layer: FoundLayer, env: Mapping[Any, Any]) -> Look:
     """What `observe` is shown; nothing of it reaches the loss."""
+    used = {atom for eqn in (*layer.activation, *layer.layer) for atom in variables(eqn.invars)}
+    known = {atom: lax.stop_gradient(env[atom]) for atom in (*used, layer.at, layer.out)}
 
-    def known(atom: Any) -> Any:
-        one = value if atom is site.out else atom.val if isinstance(atom, core.Literal) else env[atom]
-        return lax.stop_gradient(one) if jnp.issubdtype(jnp.result_type(one), jnp.inexact) else one
-
-    def replayed(source: Any, indices: Sequence[int]) -> Callable[[Any], Any]:
+    def replayed(source: Any, eqns: Sequence[Any]) -> Callable[[Any], Any]:
         def function(start: Any) -> Any:
-            local = {source: start}
-
-            def read(atom: Any) -> Any:
-                return local[atom] if not isinstance(atom, core.Literal) and atom in local else known(atom)
-
-            for index in indices:
-                eqn = jaxpr.eqns[index]
-                local |= dict(zip(eqn.outvars, results_of(eqn, read), strict=True))
-            return local[site.out]
+            local = known | {source: start}
+            for eqn in eqns:
+                local |= zip(eqn.outvars, results_of(eqn, local), strict=True)
+            return local[layer.out]
 
         return function
 
-    layer, source = (replayed(site.input, site.layer), known(site.input)) if site.layer else (None, None)
-    return Look(known(site.out), known(site.at), replayed(site.at, site.activation), source, layer)
+    source, whole = (known[layer.input], replayed(layer.input, layer.layer)) if layer.layer else (None, None)
+    return Look(known[layer.out], known[layer.at], replayed(layer.at, layer.activation), source, whole)
 
 
-def _run_inner(eqn: Any, values: Any, plan: Plan, given: Mapping[int, Any], observe: Any) -> Any:
-    mine = {site.index: given[site.index] for site, _ in plan.all()}
+def _run_inner(eqn: Any, values: Any, plan: Plan, given: Mapping[int, Any], observe: Observe) -> Any:
+    mine = {layer.index: given[layer.index] for layer in plan.all()}
     params = eqn.params
     if eqn.primitive.name != "scan":
         body = lambda values, mine: _run(plan, values, mine, observe)  # noqa: E731
