@@ -4,16 +4,17 @@
 - *underflow*: a layer's gradient has lost more than a share of its norm in the model's own dtype;
 - *vanishing*, *exploding*: decades that the gradient loses, or gains, between the last layer and the first, by the
   median slope of its profile;
-- *dead*: share of a layer's units that are dead (half of them, and three standard errors more, in narrow layers), or
-  all its units silent;
+- *dead*: share of a layer's units that are dead, or all its units silent. Deep rectifier networks have half of them so
+  at their start; in narrow layers the threshold is three standard errors above that;
 - *saturated*: share of a layer's activations in the tails of their function;
-- *frozen*: update over weight, or a gradient of exactly 0 that nothing above explains.
+- *frozen*: update over weight (about 1e-3 is usual; a thousand updates of the threshold's size change a thousandth), or
+  a gradient of exactly 0 that nothing above explains.
 
 From which number on is in `THRESHOLDS`. They are meant to be wide of what healthy networks do: the tests hold them
 against a table of healthy networks and of networks that were made ill in one known way.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf, isfinite, isnan, log10, nan, sqrt
 
@@ -24,19 +25,13 @@ from gradcourse.diagnosis.report import Finding, LayerReport
 __all__ = ["READ_ON", "THRESHOLDS", "findings_of", "gradient_slope"]
 
 THRESHOLDS: dict[str, float] = {
-    # Decades that the gradient loses (vanishing) or gains (exploding) between the last layer and the first.
     "vanishing": 2.0,
     "exploding": 2.0,
-    # Share of a layer's units that are dead; deep rectifier networks at their start have half of them so.
     "dead": 0.7,
-    # Share of a layer's entries in the tails of their activation function.
     "saturated": 2 / 3,
-    # Update over weight: a thousand such updates change a thousandth. (About 1e-3 is usual.)
     "frozen": 1e-6,
-    # Share of the gradient's norm that is lost in the model's own dtype.
     "underflow": 0.3,
 }
-
 
 READ_ON: Mapping[str, str] = {  # where each kind is explained; a caller may give places of their own
     "not finite": "chapter 10 of the course, precision",
@@ -72,9 +67,7 @@ def findings_of(
     """Returns what is wrong, worst first; `read_on` says for each kind of finding where it is explained."""
     found = [_not_finite(rows, loss, sound_input)]
     if found == [None]:
-        rules: tuple[Callable[[Sequence[LayerReport]], Finding | None], ...]
-        rules = (_underflow, _slope, _dead, _saturated, _frozen)
-        found = [rule(rows) for rule in rules]
+        found = [rule(rows) for rule in (_underflow, _slope, _dead, _saturated, _frozen)]
     return tuple(replace(one, read_on=read_on.get(one.kind, "")) for one in found if one is not None)
 
 
@@ -83,55 +76,44 @@ def _finding(kind: str, rows: Iterable[LayerReport], evidence: str, rule: str, a
 
 
 def _not_finite(rows: Sequence[LayerReport], loss: float, sound_input: bool) -> Finding | None:
-    rule = "an activation, a gradient or the loss holds NaN or infinity"
-    if not sound_input:
-        return _finding(
-            "not finite",
-            (),
-            "the batch itself holds NaN or infinity, before any layer",
-            "the batch holds NaN or infinity",
-            "clean the data; a missing value, or a feature divided by a spread of 0, is the usual cause.",
-        )
+    rule, where = "an activation, a gradient or the loss holds NaN or infinity", list[LayerReport]()
     forward = [row for row in rows if not (row.finite and row.finite_parameters)]
-    if forward:
-        first = forward[0]
-        own = ", whose parameters hold it" if not first.finite_parameters else ", whose parameters are finite"
-        return _finding(
-            "not finite",
-            forward,
-            f"NaN or infinity from layer {first.name!r} on{own} ({len(forward)} of {len(rows)} layers)",
-            rule,
-            "look at that layer's parameters and input first. If training has brought them there, go back to an "
-            "earlier checkpoint, lower the learning rate or clip the gradient; in float16, an activation above 65,504 "
-            "is the usual cause.",
-        )
     # A parameter that several layers share has one gradient: where it went wrong, only the activations' tell.
     backward = [row for row in rows if not row.log10_activation_gradient < inf]
     backward = backward or [row for row in rows if row.count and not row.log10_parameter_gradient < inf]
-    if backward:
-        return _finding(
-            "not finite",
-            backward,
-            f"all activations are finite, but the gradient is not from layer {backward[-1].name!r} down to the input "
-            f"({len(backward)} of {len(rows)} layers)",
-            rule,
+    if not sound_input:
+        rule = "the batch holds NaN or infinity"
+        evidence = "the batch itself holds NaN or infinity, before any layer"
+        advice = "clean the data; a missing value, or a feature divided by a spread of 0, is the usual cause."
+    elif forward:
+        where, first = forward, forward[0]
+        own = "whose parameters are finite" if first.finite_parameters else "whose parameters hold it"
+        evidence = f"NaN or infinity from layer {first.name!r} on, {own} ({len(where)} of {len(rows)} layers)"
+        advice = (
+            "look at that layer's parameters and input first. If training has brought them there, go back to an "
+            "earlier checkpoint, lower the learning rate or clip the gradient; in float16, an activation above 65,504 "
+            "is the usual cause."
+        )
+    elif backward:
+        where = backward
+        evidence = (
+            f"all activations are finite, but the gradient is not from layer {where[-1].name!r} down to the input "
+            f"({len(where)} of {len(rows)} layers)"
+        )
+        advice = (
             "look for a function whose derivative is infinite or 0/0 right behind that layer (a square root or a norm "
-            "at 0, a logarithm, a `where` that hides a NaN), or for a loss scale that is too large.",
+            "at 0, a logarithm, a `where` that hides a NaN), or for a loss scale that is too large."
         )
-    if not isfinite(loss):
-        return _finding(
-            "not finite",
-            (),
-            "all layers are finite, but the loss is not",
-            rule,
-            "compute the loss from logits (log-softmax), not from the logarithm of probabilities.",
-        )
-    return None
+    elif not isfinite(loss):
+        evidence = "all layers are finite, but the loss is not"
+        advice = "compute the loss from logits (log-softmax), not from the logarithm of probabilities."
+    else:
+        return None
+    return _finding("not finite", where, evidence, rule, advice)
 
 
 def _underflow(rows: Sequence[LayerReport]) -> Finding | None:
-    least = THRESHOLDS["underflow"]
-    lost = _underflown(rows)
+    least, lost = THRESHOLDS["underflow"], _underflown(rows)
     if not lost:
         return None
     deepest = min(row.log10_activation_gradient for row in lost if row.lost > least)
@@ -149,10 +131,9 @@ def _underflow(rows: Sequence[LayerReport]) -> Finding | None:
 
 def _underflown(rows: Sequence[LayerReport]) -> list[LayerReport]:
     """The layers that lose gradient to underflow, and those before them that even a scaled loss gives none."""
-    last = max((index for index, row in enumerate(rows) if row.lost > THRESHOLDS["underflow"]), default=-1)
-    return [
-        row for row in rows[: last + 1] if row.lost > THRESHOLDS["underflow"] or row.log10_activation_gradient == -inf
-    ]
+    loses = [row.lost > THRESHOLDS["underflow"] for row in rows]
+    none = [any(loses[index:]) and row.log10_activation_gradient == -inf for index, row in enumerate(rows)]
+    return [row for row, *one in zip(rows, loses, none, strict=True) if any(one)]
 
 
 def _slope(rows: Sequence[LayerReport]) -> Finding | None:

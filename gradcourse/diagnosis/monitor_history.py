@@ -127,20 +127,19 @@ class MonitorHistory:
         frozen ('b',) at step 2 the update of b is at most 1e-09 of its weights
         """
         found = []
-        bad = np.logical_not(np.asarray(self.finite))
+        bad, layers = np.logical_not(np.asarray(self.finite)), np.array(self.layers, str)
         if bad.any():
             first = int(np.argmax(bad.any(axis=1)))
-            names = tuple(name for name, gone in zip(self.layers, bad.any(axis=0), strict=True) if gone)
-            began = [name for name, gone in zip(self.layers, bad[first], strict=True) if gone]
-            evidence = f"NaN or infinity since step {self.step[first]}, first seen in {_listed(began)}"
+            names = tuple(layers[bad.any(axis=0)].tolist())
+            evidence = f"NaN or infinity since step {self.step[first]}, first seen in {_listed(layers[bad[first]])}"
             rule = "the gradient, the update or a parameter holds NaN or infinity at a snapshot"
             advice = "go back to a checkpoint from before that step, and diagnose it there."
             found.append(Finding("not finite", names, evidence, rule, np.nan, advice, read_on.get("not finite", "")))
         least = THRESHOLDS["frozen"]
         last = self.values()["update_to_weight"][-3:]
-        names = tuple(name for name, ratio in zip(self.layers, last.T, strict=True) if np.all(ratio < least))
-        if names and len(last) == 3:
-            most = max(last[-1][self.layers.index(name)] for name in names)
+        slow = np.all(last < least, axis=0)
+        if slow.any() and len(last) == 3:
+            names, most = tuple(layers[slow].tolist()), last[-1][slow].max()
             few = "its" if len(names) == 1 else "their"
             evidence = f"at step {self.step[-1]} the update of {_listed(names)} is at most {most:.2g} of {few} weights"
             rule = f"update over weight is below {least:g} at each of the last three snapshots"
@@ -160,7 +159,14 @@ class MonitorHistory:
         on. All of the history is written: call it once, at the end, or with a writer of your own each time.
         """
         if isinstance(writer, str | Path):
-            with _tensorboard(writer) as opened:
+            try:
+                opened = import_module("tensorboardX").SummaryWriter(str(writer))
+            except ImportError:
+                raise ImportError(
+                    f"writer={str(writer)!r} is a folder, into which tensorboardX would write, and that is not "
+                    "installed; accepted too is any writer with add_scalar. Install it: pip install tensorboardX."
+                ) from None
+            with opened:
                 return self.write(opened, prefix)
         for name, values in self.values().items():
             for step, now in zip(self.step.tolist(), values, strict=True):
@@ -173,16 +179,6 @@ class MonitorHistory:
 def _listed(names: Sequence[str]) -> str:
     """At most three names, and how many more."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _tensorboard(folder: str | Path) -> Any:
-    try:
-        return import_module("tensorboardX").SummaryWriter(str(folder))
-    except ImportError:
-        raise ImportError(
-            f"writer={str(folder)!r} is a folder, into which tensorboardX would write, and that is not installed; "
-            "accepted too is any writer with add_scalar. Install it: pip install tensorboardX."
-        ) from None
 
 
 def _thinned(count: int) -> list[int]:

@@ -5,7 +5,7 @@ can hold.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from html import escape
 from math import isnan, nan
 from textwrap import fill
@@ -162,7 +162,7 @@ class Report:
         if len(self.layers) > ROWS:
             left_out = f"... {len(self.layers) - ROWS} more; all are in report.layers"
             lines = [*lines[: 1 + ROWS // 2], left_out, *lines[-ROWS // 2 :]]
-        findings = [fill_each(f"{number}. {finding}") for number, finding in enumerate(self.findings, start=1)]
+        findings = [_filled(f"{number}. {finding}") for number, finding in enumerate(self.findings, start=1)]
         return "\n".join([*lines, "", *self._summary(), "", *(findings or ["No problem was found."])])
 
     def _summary(self) -> list[str]:
@@ -177,24 +177,22 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        table = self.table()
-        sick = {name for finding in self.findings for name in finding.layers}
-        head = "".join(f"<th>{escape(heading)}</th>" for heading in table.headings)
-        rows = "".join(
-            f"<tr><td>{_bold(escape(first), first in sick)}</td>"
-            + "".join(f"<td>{escape(entry)}</td>" for entry in rest)
-            + "</tr>"
-            for first, *rest in table.rows
-        )
+        table, sick = self.table(), {escape(name) for finding in self.findings for name in finding.layers}
+
+        def line(tag: str, entries: Sequence[str]) -> str:
+            first, *rest = map(escape, entries)
+            first = f"<strong>{first}</strong>" if first in sick else first
+            return "<tr>" + "".join(f"<{tag}>{entry}</{tag}>" for entry in (first, *rest)) + "</tr>"
+
         findings = "".join(f"<li>{one._repr_html_()}</li>" for one in self.findings)
+        body = "".join(line("td", row) for row in table.rows)
         verdict = f"<ol>{findings}</ol>" if findings else "<p>No problem was found.</p>"
-        summary = "<br>".join(map(escape, self._summary()))
         return (
             # Themes know how to show a pandas table in the dark, too, so it goes by that name.
             '<div class="gradcourse-report"><div style="overflow: auto; max-height: 40em">'
             '<table class="dataframe" style="font-size: 0.8em; white-space: nowrap">'
-            f"<thead><tr>{head}</tr></thead>"
-            f"<tbody>{rows}</tbody></table></div><p>{summary}</p>{verdict}</div>"
+            f"<thead>{line('th', table.headings)}</thead><tbody>{body}</tbody></table></div>"
+            f"<p>{'<br>'.join(map(escape, self._summary()))}</p>{verdict}</div>"
         )
 
     def plot(self, *, title: str = "") -> Any:
@@ -202,10 +200,9 @@ class Report:
         from gradcourse.plots import profiles  # with it comes matplotlib
 
         names = tuple(row.name for row in self.layers)
-        curves = {"activations": "log10_activation_gradient", "parameters": "log10_parameter_gradient"}
         measured = {
-            label: Profile.from_log10(self.of(quantity), layers=names, quantity="norm of the gradient")
-            for label, quantity in curves.items()
+            f"{of}s": Profile.from_log10(self.of(f"log10_{of}_gradient"), layers=names, quantity="norm of the gradient")
+            for of in ("activation", "parameter")
         }
         kinds = ", ".join(finding.kind for finding in self.findings)
         title = title or f"Gradient of the loss at every layer ({kinds or 'no problem found'})"
@@ -213,20 +210,14 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as what JSON can hold: infinities as words, `None` for what a layer does not have."""
-        whole = {field.name: getattr(self, field.name) for field in fields(self)}
-        whole |= {"layers": [asdict(row) for row in self.layers], "findings": [asdict(one) for one in self.findings]}
-        return json_value({"healthy": self.healthy, **whole})
+        return json_value({"healthy": self.healthy, **asdict(self)})
 
 
-def fill_each(text: str) -> str:
-    """Returns the text with every line broken at 100 characters, the rest of a line set in."""
+def _filled(text: str) -> str:
+    """The text with every line broken at 100 characters, the rest of a line set in."""
     return "\n".join(
         fill(line, 100, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 3)) for line in text.splitlines()
     )
-
-
-def _bold(entry: str, wanted: bool) -> str:
-    return f"<strong>{entry}</strong>" if wanted else entry
 
 
 def _number(value: float, digits: int) -> str:

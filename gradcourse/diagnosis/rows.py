@@ -142,4 +142,4 @@ def network_rows(
 
 def _plain(entry: Any, turn: tuple[int, ...] = ()) -> Any:
     """An entry of a row: of an array the number that belongs to the turn."""
-    return entry[turn].item() if isinstance(entry, np.generic | np.ndarray) else entry
+    return np.asarray(entry)[turn].item() if isinstance(entry, np.generic | np.ndarray) else entry
