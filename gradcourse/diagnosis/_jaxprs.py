@@ -1,45 +1,15 @@
-"""Tools for jaxprs, the programs that JAX makes of functions: kinds of operations, and how to run some of them."""
+"""Tools for jaxprs, the programs that JAX makes of functions: how to look into them, and how to run them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import jax
-import numpy as np
 from jax.extend import core
 
-__all__ = [
-    "CHECKPOINTS",
-    "ELEMENTWISE",
-    "OPAQUE",
-    "PRODUCTS",
-    "RANDOM",
-    "RESHAPES",
-    "called",
-    "consts_and_carry",
-    "evaluated",
-    "flattened",
-    "is_elementwise",
-    "path_between",
-    "reshaped",
-    "results_of",
-    "values_of",
-    "variables",
-]
+__all__ = ["CALLS", "called", "consts_and_carry", "evaluated", "flattened", "results_of", "values_of", "variables"]
 
-PRODUCTS = {"dot_general", "conv_general_dilated", "ragged_dot_general"}
-RESHAPES = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "rev", "convert_element_type", "copy", "name"}
-ELEMENTWISE = {
-    "abs", "add", "add_any", "and", "atan", "atan2", "cbrt", "clamp", "convert_element_type", "copy", "cos", "cosh",
-    "div", "eq", "erf", "erfc", "exp", "exp2", "expm1", "ge", "gt", "integer_pow", "le", "log", "log1p", "logistic",
-    "lt", "max", "min", "mul", "name", "ne", "neg", "not", "or", "pow", "rsqrt", "select_n", "sign", "sin", "sinh",
-    "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
-}  # fmt: skip
 CALLS = {"jit", "pjit", "closed_call", "core_call"}
-CHECKPOINTS = {"checkpoint", "remat", "remat2"}
-CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
-OPAQUE = {*CUSTOM, "cond", "while"}
-RANDOM = ("random_", "threefry", "rng_")  # how primitives are called whose results are data, not constants
 
 
 def variables(atoms: Iterable[Any]) -> list[Any]:
@@ -109,41 +79,3 @@ def consts_and_carry(eqn: Any) -> tuple[int, int]:
 
     carry = len(eqn.outvars) - sliced(eqn.outvars, body.out_avals)
     return len(eqn.invars) - sliced(eqn.invars, body.in_avals) - carry, carry
-
-
-def path_between(eqns: Sequence[Any], source: Any, target: Any) -> list[Any]:
-    """The equations, in order, by which `target` comes about from `source`, all else given."""
-    reached, forward = {source}, []
-    for eqn in eqns:
-        if not reached.isdisjoint(variables(eqn.invars)):
-            reached |= set(eqn.outvars)
-            forward.append(eqn)
-    wanted, path = {target}, []
-    for eqn in reversed(forward):
-        if not wanted.isdisjoint(eqn.outvars):
-            wanted |= set(variables(eqn.invars))
-            path.append(eqn)
-    return path[::-1]
-
-
-def is_elementwise(eqn: Any) -> bool:
-    """Whether every entry of an equation's result depends on the same entry of its arguments alone."""
-    name = eqn.primitive.name
-    if name in CUSTOM or name in CALLS:
-        return all(is_elementwise(one) for one in called(eqn).jaxpr.eqns)
-    return name in ELEMENTWISE or (name in RESHAPES and eqn.invars[0].aval.shape == eqn.outvars[0].aval.shape)
-
-
-def reshaped(eqn: Any, array: np.ndarray) -> np.ndarray:
-    """What one of the `RESHAPES` makes of an array."""
-    name, params = eqn.primitive.name, eqn.params
-    if name == "transpose":
-        return array.transpose(params["permutation"])
-    if name == "broadcast_in_dim":
-        shape = [1] * len(params["shape"])
-        for axis, size in zip(params["broadcast_dimensions"], array.shape, strict=True):
-            shape[axis] = size
-        return np.broadcast_to(array.reshape(shape), params["shape"])
-    if name in ("reshape", "squeeze"):
-        return array.reshape(eqn.outvars[0].aval.shape)
-    return np.flip(array, params["dimensions"]) if name == "rev" else array

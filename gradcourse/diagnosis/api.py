@@ -30,8 +30,7 @@ from jaxtyping import PRNGKeyArray
 from gradcourse._checks import positive_integer
 from gradcourse._dummies import is_floating
 from gradcourse.diagnosis.findings import READ_ON, findings_of, gradient_slope
-from gradcourse.diagnosis.measuring import measure
-from gradcourse.diagnosis.models import as_loss, next_update
+from gradcourse.diagnosis.models import as_loss
 from gradcourse.diagnosis.report import LayerReport, Report
 from gradcourse.diagnosis.rows import network_rows, program_rows
 from gradcourse.diagnosis.tracing import parameter_paths, traced_program
@@ -112,11 +111,9 @@ def diagnose(
             "meet the batch in no product. Give the data as batch=, and the parameters as params=, not the other way "
             "round."
         )
-    measured = measure(program, form, directions, key)
-    updates = next_update(optimizer, optimizer_state, measured.gradient, form.trainable)
-    rows = program_rows(program, form.trainable, measured, updates)
+    rows, value = program_rows(program, form, optimizer, optimizer_state, directions, key)
     sound = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(form.given) if is_floating(leaf))
-    return _report(rows, float(measured.loss), sound, tuple(path for path in paths if path not in placed), read_on)
+    return _report(rows, value, sound, tuple(path for path in paths if path not in placed), read_on)
 
 
 def _report(

@@ -14,15 +14,16 @@ From which number on is in `THRESHOLDS`. They are meant to be wide of what healt
 against a table of healthy networks and of networks that were made ill in one known way.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from math import inf, isfinite, isnan, log10, nan, sqrt
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf, isfinite, log10, nan, sqrt
 
 import numpy as np
 
 from gradcourse.diagnosis.report import Finding, LayerReport
 
 __all__ = ["READ_ON", "THRESHOLDS", "findings_of", "gradient_slope"]
+
+Found = Iterator[tuple[str, Sequence[LayerReport], str, str, str]]  # kind, where, evidence, rule, advice
 
 THRESHOLDS: dict[str, float] = {
     "vanishing": 2.0,
@@ -65,68 +66,65 @@ def findings_of(
     rows: Sequence[LayerReport], loss: float, sound_input: bool = True, read_on: Mapping[str, str] = READ_ON
 ) -> tuple[Finding, ...]:
     """Returns what is wrong, worst first; `read_on` says for each kind of finding where it is explained."""
-    found = [_not_finite(rows, loss, sound_input)]
-    if found == [None]:
-        found = [rule(rows) for rule in (_underflow, _slope, _dead, _saturated, _frozen)]
-    return tuple(replace(one, read_on=read_on.get(one.kind, "")) for one in found if one is not None)
+    rules = (_underflow, _slope, _dead, _saturated, _frozen)
+    found = [*_not_finite(rows, loss, sound_input)] or [one for rule in rules for one in rule(rows)]
+    findings = []
+    for kind, where, evidence, rule, advice in found:
+        names, threshold = tuple(row.name for row in where), THRESHOLDS.get(kind, nan)
+        findings.append(Finding(kind, names, evidence, rule, threshold, advice, read_on.get(kind, "")))
+    return tuple(findings)
 
 
-def _finding(kind: str, rows: Iterable[LayerReport], evidence: str, rule: str, advice: str) -> Finding:
-    return Finding(kind, tuple(row.name for row in rows), evidence, rule, THRESHOLDS.get(kind, nan), advice)
-
-
-def _not_finite(rows: Sequence[LayerReport], loss: float, sound_input: bool) -> Finding | None:
-    rule, where = "an activation, a gradient or the loss holds NaN or infinity", list[LayerReport]()
+def _not_finite(rows: Sequence[LayerReport], loss: float, sound_input: bool) -> Found:
+    kind, rule = "not finite", "an activation, a gradient or the loss holds NaN or infinity"
     forward = [row for row in rows if not (row.finite and row.finite_parameters)]
     # A parameter that several layers share has one gradient: where it went wrong, only the activations' tell.
     backward = [row for row in rows if not row.log10_activation_gradient < inf]
     backward = backward or [row for row in rows if row.count and not row.log10_parameter_gradient < inf]
     if not sound_input:
-        rule = "the batch holds NaN or infinity"
         evidence = "the batch itself holds NaN or infinity, before any layer"
         advice = "clean the data; a missing value, or a feature divided by a spread of 0, is the usual cause."
+        yield kind, [], evidence, "the batch holds NaN or infinity", advice
     elif forward:
-        where, first = forward, forward[0]
-        own = "whose parameters are finite" if first.finite_parameters else "whose parameters hold it"
-        evidence = f"NaN or infinity from layer {first.name!r} on, {own} ({len(where)} of {len(rows)} layers)"
+        own = "whose parameters are finite" if forward[0].finite_parameters else "whose parameters hold it"
+        evidence = f"NaN or infinity from layer {forward[0].name!r} on, {own} ({len(forward)} of {len(rows)} layers)"
         advice = (
             "look at that layer's parameters and input first. If training has brought them there, go back to an "
             "earlier checkpoint, lower the learning rate or clip the gradient; in float16, an activation above 65,504 "
             "is the usual cause."
         )
+        yield kind, forward, evidence, rule, advice
     elif backward:
-        where = backward
         evidence = (
-            f"all activations are finite, but the gradient is not from layer {where[-1].name!r} down to the input "
-            f"({len(where)} of {len(rows)} layers)"
+            f"all activations are finite, but the gradient is not from layer {backward[-1].name!r} down to the input "
+            f"({len(backward)} of {len(rows)} layers)"
         )
         advice = (
             "look for a function whose derivative is infinite or 0/0 right behind that layer (a square root or a norm "
             "at 0, a logarithm, a `where` that hides a NaN), or for a loss scale that is too large."
         )
+        yield kind, backward, evidence, rule, advice
     elif not isfinite(loss):
-        evidence = "all layers are finite, but the loss is not"
         advice = "compute the loss from logits (log-softmax), not from the logarithm of probabilities."
-    else:
-        return None
-    return _finding("not finite", where, evidence, rule, advice)
+        yield kind, [], "all layers are finite, but the loss is not", rule, advice
 
 
-def _underflow(rows: Sequence[LayerReport]) -> Finding | None:
+def _underflow(rows: Sequence[LayerReport]) -> Found:
     least, lost = THRESHOLDS["underflow"], _underflown(rows)
-    if not lost:
-        return None
-    deepest = min(row.log10_activation_gradient for row in lost if row.lost > least)
-    size = f"; the smallest norm is 1e{deepest:.0f}" if isfinite(deepest) else ""
-    gone = sum(row.lost > 0.999 or row.log10_activation_gradient == -inf for row in lost)
-    return _finding(
-        "underflow",
-        lost,
-        f"{len(lost)} layers lose more than {least:.0%} of their gradient's norm in {lost[0].dtype}, {gone} of them "
-        f"all of it{size}",
-        f"with a scaled loss the gradient's norm is larger by more than {least:.0%} of it",
-        "scale the loss, or compute in bfloat16 or float32; where the gradient vanishes with depth, cure that first.",
-    )
+    if lost:
+        deepest = min(row.log10_activation_gradient for row in lost if row.lost > least)
+        size = f"; the smallest norm is 1e{deepest:.0f}" if isfinite(deepest) else ""
+        gone = sum(row.lost > 0.999 or row.log10_activation_gradient == -inf for row in lost)
+        evidence = (
+            f"{len(lost)} layers lose more than {least:.0%} of their gradient's norm in {lost[0].dtype}, {gone} of "
+            f"them all of it{size}"
+        )
+        rule = f"with a scaled loss the gradient's norm is larger by more than {least:.0%} of it"
+        advice = (
+            "scale the loss, or compute in bfloat16 or float32; where the gradient vanishes with depth, cure that "
+            "first."
+        )
+        yield "underflow", lost, evidence, rule, advice
 
 
 def _underflown(rows: Sequence[LayerReport]) -> list[LayerReport]:
@@ -136,94 +134,80 @@ def _underflown(rows: Sequence[LayerReport]) -> list[LayerReport]:
     return [row for row, *one in zip(rows, loses, none, strict=True) if any(one)]
 
 
-def _slope(rows: Sequence[LayerReport]) -> Finding | None:
+def _slope(rows: Sequence[LayerReport]) -> Found:
     slope, low, high = gradient_slope(rows)
     chain = [row for row in rows if row.in_chain]
     lost = slope * (len(chain) - 1)
-    if isnan(lost):
-        return None
-    vanishing = lost > 0
-    kind = "vanishing" if vanishing else "exploding"
-    if abs(lost) < THRESHOLDS[kind]:
-        return None
-    gains = [row.gain for row in chain if row.gain > 0]
-    gain = f"; a layer's mean squared gain is {10 ** np.mean(np.log10(gains)):.2g}" if gains else ""
-    return _finding(
-        kind,
-        chain,
-        f"the gradient {'loses' if vanishing else 'gains'} {abs(slope):.2g} decades per layer on the way back "
-        f"[{min(abs(low), abs(high)):.2g}, {max(abs(low), abs(high)):.2g}], {abs(lost):.1f} over {len(chain)} layers"
-        f"{gain}",
-        f"the slope of the profile times the number of layers is at least {THRESHOLDS[kind]:g} decades",
-        "rectifiers with He's initialisation, or tanh with Glorot's; normalisation; shortcuts. Sigmoids need weights "
-        "four times as large as tanh, and biases that centre them."
-        if vanishing
-        else "smaller initial weights (He's for rectifiers, Glorot's for tanh), normalisation, shortcuts whose "
-        "branches are scaled down with depth; clipping keeps training alive but does not cure it.",
-    )
+    kind, verb = ("vanishing", "loses") if lost > 0 else ("exploding", "gains")
+    if abs(lost) >= THRESHOLDS[kind]:  # never if it is NaN
+        gains = [row.gain for row in chain if row.gain > 0]
+        gain = f"; a layer's mean squared gain is {10 ** np.mean(np.log10(gains)):.2g}" if gains else ""
+        low, high = sorted([abs(low), abs(high)])
+        evidence = (
+            f"the gradient {verb} {abs(slope):.2g} decades per layer on the way back [{low:.2g}, {high:.2g}], "
+            f"{abs(lost):.1f} over {len(chain)} layers{gain}"
+        )
+        rule = f"the slope of the profile times the number of layers is at least {THRESHOLDS[kind]:g} decades"
+        advice = {
+            "vanishing": "rectifiers with He's initialisation, or tanh with Glorot's; normalisation; shortcuts. "
+            "Sigmoids need weights four times as large as tanh, and biases that centre them.",
+            "exploding": "smaller initial weights (He's for rectifiers, Glorot's for tanh), normalisation, shortcuts "
+            "whose branches are scaled down with depth; clipping keeps training alive but does not cure it.",
+        }
+        yield kind, chain, evidence, rule, advice[kind]
 
 
-def _dead(rows: Sequence[LayerReport]) -> Finding | None:
+def _dead(rows: Sequence[LayerReport]) -> Found:
     # Half the units of a deep rectifier network may be off at its start; what is above that by chance is no illness.
     limits = [max(THRESHOLDS["dead"], 0.5 + 1.5 / sqrt(row.units or 1)) for row in rows]
     dead = [row for row, limit in zip(rows, limits, strict=True) if row.units and (row.dead > limit or row.silent == 1)]
-    if not dead:
-        return None
-    worst = max(dead, key=lambda row: (row.dead, row.silent))
-    return _finding(
-        "dead",
-        dead,
-        f"in layer {worst.name!r} {worst.silent:.0%} of {worst.units} units have a slope of exactly 0 on every "
-        f"example, and {worst.dead:.0%} would have it 4 standard deviations further out{_in_all(dead)}",
-        f"more than {THRESHOLDS['dead']:.0%} of a layer's units are dead (more where they are few), or all are silent",
-        "look at the biases and at the input's mean; a lower learning rate or a warm-up, if training has killed them; "
-        "a leaky rectifier, whose slope is nowhere 0.",
-    )
+    if dead:
+        worst = max(dead, key=lambda row: (row.dead, row.silent))
+        evidence = (
+            f"in layer {worst.name!r} {worst.silent:.0%} of {worst.units} units have a slope of exactly 0 on every "
+            f"example, and {worst.dead:.0%} would have it 4 standard deviations further out{_in_all(dead)}"
+        )
+        least = f"{THRESHOLDS['dead']:.0%}"
+        rule = f"more than {least} of a layer's units are dead (more where they are few), or all are silent"
+        advice = (
+            "look at the biases and at the input's mean; a lower learning rate or a warm-up, if training has killed "
+            "them; a leaky rectifier, whose slope is nowhere 0."
+        )
+        yield "dead", dead, evidence, rule, advice
 
 
-def _saturated(rows: Sequence[LayerReport]) -> Finding | None:
+def _saturated(rows: Sequence[LayerReport]) -> Found:
     saturated = [row for row in rows if row.saturated > THRESHOLDS["saturated"]]
-    if not saturated:
-        return None
-    worst = max(saturated, key=lambda row: row.saturated)
-    return _finding(
-        "saturated",
-        saturated,
-        f"in layer {worst.name!r} {worst.saturated:.0%} of the activations lie in the tails, where the slope is below "
-        f"5 % of the steepest{_in_all(saturated)}",
-        f"more than {THRESHOLDS['saturated']:.0%} of a layer's activations are in the tails",
-        "smaller weights or biases, standardised inputs, normalisation before the activation.",
-    )
+    if saturated:
+        worst = max(saturated, key=lambda row: row.saturated)
+        evidence = (
+            f"in layer {worst.name!r} {worst.saturated:.0%} of the activations lie in the tails, where the slope is "
+            f"below 5 % of the steepest{_in_all(saturated)}"
+        )
+        rule = f"more than {THRESHOLDS['saturated']:.0%} of a layer's activations are in the tails"
+        advice = "smaller weights or biases, standardised inputs, normalisation before the activation."
+        yield "saturated", saturated, evidence, rule, advice
 
 
-def _frozen(rows: Sequence[LayerReport]) -> Finding | None:
+def _frozen(rows: Sequence[LayerReport]) -> Found:
     # Where weights of 0 are about to move, such as a branch's that starts closed, the others' gradient will come.
-    waits = any(row.waiting for row in rows)
-    lost = _underflown(rows)
-    still, slow = [], []
-    for row in rows:
-        if row.count and row.log10_parameter_gradient == -inf:
-            still += [] if waits or row in lost else [row]
-        elif row.count and row.update_to_weight < THRESHOLDS["frozen"]:
-            slow.append(row)
-    if not still and not slow:
-        return None
-    parts = []
-    if still:
-        parts.append(f"no gradient at all reaches the parameters of {_listed(still)}")
+    excused = rows if any(row.waiting for row in rows) else _underflown(rows)
+    held = [row for row in rows if row.count]
+    still = [row for row in held if row.log10_parameter_gradient == -inf and row not in excused]
+    slow = [row for row in held if row.log10_parameter_gradient != -inf and row.update_to_weight < THRESHOLDS["frozen"]]
+    parts = [f"no gradient at all reaches the parameters of {_listed(still)}"] if still else []
     if slow:
         least = min(slow, key=lambda row: row.update_to_weight)
         ratio = least.update_to_weight
         size = f"by a share of 1e{log10(ratio):.0f}" if ratio > 0 else "not at all"
         parts.append(f"an update changes the parameters of {_listed(slow)} too little; {least.name!r} {size}")
-    return _finding(
-        "frozen",
-        [*still, *slow],
-        "; ".join(parts),
-        f"a layer's parameters have a gradient of exactly 0, or an update below {THRESHOLDS['frozen']:g} of them",
-        "if it was not meant: look for a stop_gradient, a layer whose result is not used, or a dead layer nearer to "
-        "the loss; for small updates, raise the rate of these layers or let the optimiser normalise (Adam).",
-    )
+    if parts:
+        rule = f"a layer's parameters have a gradient of exactly 0, or an update below {THRESHOLDS['frozen']:g} of them"
+        advice = (
+            "if it was not meant: look for a stop_gradient, a layer whose result is not used, or a dead layer nearer "
+            "to the loss; for small updates, raise the rate of these layers or let the optimiser normalise (Adam)."
+        )
+        yield "frozen", [*still, *slow], "; ".join(parts), rule, advice
 
 
 def _in_all(rows: Sequence[LayerReport]) -> str:

@@ -17,7 +17,7 @@ import optax
 from gradcourse._checks import is_from
 from gradcourse._dummies import is_floating
 
-__all__ = ["Form", "as_loss", "next_update"]
+__all__ = ["Form", "as_loss"]
 
 
 class Form(NamedTuple):
@@ -86,24 +86,6 @@ def as_loss(
         )
         raise
     return Form(evaluate, trainable, given)
-
-
-def next_update(optimizer: Any, state: Any, gradient: Any, params: Any) -> Any:
-    """Returns what the optimiser would add to the parameters: from `state`, or as its first update if that is `None`.
-
-    Without an optimiser that is `None`. Where it raises, a note is added that says what it was given.
-    """
-    if optimizer is None:
-        return None
-    try:
-        return optimizer.update(gradient, optimizer.init(params) if state is None else state, params)[0]
-    except Exception as error:
-        error.add_note(
-            "diagnose gave optimizer.update the gradient, optimizer_state and the parameters. Is that the state that "
-            "optimizer.init has made for these very parameters? Flax's nnx.Optimizer keeps it in another form; without "
-            "optimizer_state, the first update is told."
-        )
-        raise
 
 
 # ---- Parameters

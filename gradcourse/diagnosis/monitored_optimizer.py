@@ -198,7 +198,7 @@ def snapshot(layers: Layers, gradient: Any, updates: Any, params: Any) -> Any:
             slope * LOG10_OF_2,
             (update - weight) * LOG10_OF_2,
             _zero_shares(arrays[0]),
-            reduce(jnp.logical_and, finite, True),
+            reduce(jnp.logical_and, finite, jnp.array(True)),
         )
         columns.append(jnp.stack([jnp.broadcast_to(jnp.asarray(row, jnp.float32), (len(names),)) for row in rows]))
     return jnp.concatenate(columns, axis=1)

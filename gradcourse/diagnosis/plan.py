@@ -15,12 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from gradcourse.diagnosis import _jaxprs
-from gradcourse.diagnosis._jaxprs import variables
+from gradcourse.diagnosis._jaxprs import CALLS, called, consts_and_carry, flattened, variables
 
 __all__ = ["PROBES", "FoundLayer", "Given", "Plan", "Role", "find", "found_layers"]
 
 PROBES = "probes of the model."  # before the paths of the dummies that the model's own probes are given
+PRODUCTS = {"dot_general", "conv_general_dilated", "ragged_dot_general"}
+RESHAPES = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "rev", "convert_element_type", "copy", "name"}
+ELEMENTWISE = {
+    "abs", "add", "add_any", "and", "atan", "atan2", "cbrt", "clamp", "convert_element_type", "copy", "cos", "cosh",
+    "div", "eq", "erf", "erfc", "exp", "exp2", "expm1", "ge", "gt", "integer_pow", "le", "log", "log1p", "logistic",
+    "lt", "max", "min", "mul", "name", "ne", "neg", "not", "or", "pow", "rsqrt", "select_n", "sign", "sin", "sinh",
+    "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
+}  # fmt: skip
+CHECKPOINTS = {"checkpoint", "remat", "remat2"}
+CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
+OPAQUE = {*CUSTOM, "cond", "while"}
+RANDOM = ("random_", "threefry", "rng_")  # how primitives are called whose results are data, not constants
 SQUARES = {("square", None), ("integer_pow", 2)}  # what primitives that square are called, and their exponent
 
 
@@ -82,6 +93,8 @@ class Plan:
 
     closed: Any
     roles: dict[Any, Role]  # of the variables
+    below: dict[Any, frozenset[FoundLayer]] = field(default_factory=dict)  # the layers that a variable depends on
+    ends: dict[Any, FoundLayer] = field(default_factory=dict)  # by what is its pre-activation so far, reshaped or not
     layers: list[FoundLayer] = field(default_factory=list)
     inner: dict[int, "Plan"] = field(default_factory=dict)
     turns: tuple[int, ...] = ()  # of the scan whose body this is
@@ -107,7 +120,7 @@ class Plan:
             if isinstance(one, FoundLayer):
                 yield one, ()
                 continue
-            turns = [(turn,) for turn in range(*one.turns)] if one.turns else [()]
+            turns = list(np.ndindex(one.turns))
             for turn in reversed(turns) if one.reverse else turns:
                 yield from ((layer, (*turn, *inner)) for layer, inner in one.order())
 
@@ -121,20 +134,18 @@ def _joined(roles: Iterable[Role]) -> Role:
 
 def find(closed: Any, roles_in: Sequence[Role], constants: Role) -> tuple[list[Role], Plan]:
     """Returns what a jaxpr's results depend on, and its plan, given what its inputs and its constants depend on."""
-    closed = _jaxprs.flattened(closed)
+    closed = flattened(closed)
     jaxpr = closed.jaxpr
     plan = Plan(closed, dict.fromkeys(jaxpr.constvars, constants) | dict(zip(jaxpr.invars, roles_in, strict=True)))
-    ends: dict[Any, FoundLayer] = {}  # variables that are a layer's pre-activation so far, reshaped or not
-    below: dict[Any, frozenset[FoundLayer]] = {}  # the layers that a variable depends on
     for index, eqn in enumerate(jaxpr.eqns):
         given, name = [plan.role(atom) for atom in eqn.invars], eqn.primitive.name
-        results = [True if name.startswith(_jaxprs.RANDOM) else _joined(given)] * len(eqn.outvars)
-        if name in _jaxprs.CHECKPOINTS or name == "scan":
+        results = [True if name.startswith(RANDOM) else _joined(given)] * len(eqn.outvars)
+        if name in CHECKPOINTS or name == "scan":
             results, inner = _find_inner(eqn, given)
             if any(True for _ in inner.all()):
                 plan.inner[index] = inner
         plan.roles |= zip(eqn.outvars, results, strict=True)
-        below |= dict.fromkeys(eqn.outvars, frozenset().union(*(below.get(a, ()) for a in variables(eqn.invars))))
+        plan.below |= dict.fromkeys(eqn.outvars, _below(plan, variables(eqn.invars)))
         data = [atom for atom, one in zip(eqn.invars, given, strict=True) if one is True]
         params = _joined(one for one in given if isinstance(one, frozenset))
         if name == "custom_vjp_call" and (path := _probed(given)) is not None:
@@ -142,27 +153,24 @@ def find(closed: Any, roles_in: Sequence[Role], constants: Role) -> tuple[list[R
             if given[0] is True:
                 plan.layers.append(FoundLayer({}, False, eqn.outvars[0], index, name=f"probe {path}"))
         elif len(eqn.outvars) == 1 and data and isinstance(params, frozenset) and index not in plan.inner:
-            _meet(plan, ends, below, index, data, params)
-        elif name in _jaxprs.RESHAPES and len(data) == 1 and data[0] in ends:
-            ends[eqn.outvars[0]] = ends[data[0]]
+            _meet(plan, index, data, params)
+        elif name in RESHAPES and len(data) == 1 and data[0] in plan.ends:
+            plan.ends[eqn.outvars[0]] = plan.ends[data[0]]
     for layer in plan.layers:
         _complete(plan, layer)
     return [plan.role(atom) for atom in jaxpr.outvars], plan
 
 
-def _meet(
-    plan: Plan,
-    ends: dict[Any, FoundLayer],
-    below: dict[Any, frozenset[FoundLayer]],
-    index: int,
-    data: list[Any],
-    params: frozenset[Given],
-) -> None:
+def _below(plan: Plan, atoms: Iterable[Any]) -> frozenset[FoundLayer]:
+    return frozenset[FoundLayer]().union(*(plan.below.get(atom, ()) for atom in atoms))
+
+
+def _meet(plan: Plan, index: int, data: list[Any], params: frozenset[Given]) -> None:
     """In this equation parameters meet data: a layer begins, or goes on."""
     eqn = plan.closed.jaxpr.eqns[index]
     name, out = eqn.primitive.name, eqn.outvars[0]
-    is_elementwise = name in _jaxprs.ELEMENTWISE
-    is_product = name in _jaxprs.PRODUCTS or name in _jaxprs.OPAQUE
+    is_elementwise = name in ELEMENTWISE
+    is_product = name in PRODUCTS or name in OPAQUE
     is_table = name == "gather" and jnp.issubdtype(data[0].aval.dtype, jnp.integer)
     if not (is_elementwise or is_product or is_table):
         return
@@ -171,9 +179,9 @@ def _meet(
     paths = {one.path: one for one in sorted(params, key=lambda one: one.path)}
     owner = None
     if name in ("add", "sub"):  # a bias
-        owner = next((ends[atom] for atom in data if atom in ends), None)
+        owner = next((plan.ends[atom] for atom in data if atom in plan.ends), None)
     if owner is None and is_elementwise and (module := _module(paths)):
-        reached = frozenset().union(*(below.get(atom, ()) for atom in data))
+        reached = _below(plan, data)
         same = (one for one in reversed(plan.layers) if one in reached and _module(one.given) == module)
         owner = next(same, None)
     if owner is None:
@@ -185,10 +193,8 @@ def _meet(
     owner.at, owner.met = out, index
     if name not in ("add", "sub"):
         owner.weights |= set(paths)
-    for atom in [key for key, layer in ends.items() if layer is owner]:
-        del ends[atom]
-    ends[out] = owner
-    below[out] |= {owner}
+    plan.ends = {atom: layer for atom, layer in plan.ends.items() if layer is not owner} | {out: owner}
+    plan.below[out] |= {owner}
 
 
 def _complete(plan: Plan, layer: FoundLayer) -> None:
@@ -209,7 +215,7 @@ def _complete(plan: Plan, layer: FoundLayer) -> None:
         data = [atom for atom in variables(eqn.invars) if plan.role(atom) is True]
         if not data or not inside.issuperset(data) or index in plan.inner or starts & set(eqn.outvars):
             continue
-        if _jaxprs.is_elementwise(eqn) and all(out.aval.shape == layer.at.aval.shape for out in eqn.outvars):
+        if _is_elementwise(eqn) and all(out.aval.shape == layer.at.aval.shape for out in eqn.outvars):
             inside |= set(eqn.outvars)
             own.append(index)
     further = {atom for index in own for atom in variables(eqns[index].invars)}
@@ -221,27 +227,26 @@ def _complete(plan: Plan, layer: FoundLayer) -> None:
         elsewhere |= set(variables(eqns[index].invars))
     results = [out for index in own for out in eqns[index].outvars if out in elsewhere]
     layer.out = next((out for out in reversed(results) if jnp.issubdtype(out.aval.dtype, jnp.floating)), layer.at)
-    layer.activation = _jaxprs.path_between(eqns, layer.at, layer.out)
+    layer.activation = _path_between(eqns, layer.at, layer.out)
     if layer.input is not None:
-        layer.layer = _jaxprs.path_between(eqns, layer.input, layer.out)
+        layer.layer = _path_between(eqns, layer.input, layer.out)
     layer.units = _unit_axes(plan, layer)
 
 
 def _find_inner(eqn: Any, given: Sequence[Role]) -> tuple[list[Role], Plan]:
     """What the results of a scan or of a checkpointed function depend on, and its plan."""
     if eqn.primitive.name != "scan":
-        return find(_jaxprs.called(eqn), given, None)
-    consts, carry = _jaxprs.consts_and_carry(eqn)
-    known = list(given)
-    for position in range(consts + carry, len(known)):
+        return find(called(eqn), given, None)
+    consts, carry = consts_and_carry(eqn)
+    known, carried = list(given), slice(consts, consts + carry)
+    for position in range(carried.stop, len(known)):
         if isinstance(each := known[position], frozenset):
             known[position] = frozenset(Given(one.path, one.sliced + 1) for one in each)
-    while True:  # until the carry's roles no longer change
-        roles, plan = find(_jaxprs.called(eqn), known, None)
-        after = [_joined(pair) for pair in zip(known[consts : consts + carry], roles[:carry], strict=True)]
-        if after == known[consts : consts + carry]:
-            break
-        known[consts : consts + carry] = after
+    before = None
+    while before != known[carried]:  # the carry's roles may change a few times
+        before = known[carried]
+        roles, plan = find(called(eqn), known, None)
+        known[carried] = [_joined(pair) for pair in zip(before, roles[:carry], strict=True)]
     plan.turns, plan.reverse = (eqn.params["length"],), eqn.params["reverse"]
     for layer in plan.all():
         layer.turns = (*plan.turns, *layer.turns)
@@ -262,6 +267,29 @@ def _module(paths: Iterable[str]) -> str:
     return modules.pop() if len(modules) == 1 else ""
 
 
+def _path_between(eqns: Sequence[Any], source: Any, target: Any) -> list[Any]:
+    """The equations, in order, by which `target` comes about from `source`, all else given."""
+    reached, forward = {source}, []
+    for eqn in eqns:
+        if not reached.isdisjoint(variables(eqn.invars)):
+            reached |= set(eqn.outvars)
+            forward.append(eqn)
+    wanted, path = {target}, []
+    for eqn in reversed(forward):
+        if not wanted.isdisjoint(eqn.outvars):
+            wanted |= set(variables(eqn.invars))
+            path.append(eqn)
+    return path[::-1]
+
+
+def _is_elementwise(eqn: Any) -> bool:
+    """Whether every entry of an equation's result depends on the same entry of its arguments alone."""
+    name = eqn.primitive.name
+    if name in CUSTOM or name in CALLS:
+        return all(_is_elementwise(one) for one in called(eqn).jaxpr.eqns)
+    return name in ELEMENTWISE or (name in RESHAPES and eqn.invars[0].aval.shape == eqn.outvars[0].aval.shape)
+
+
 def _unit_axes(plan: Plan, layer: FoundLayer) -> tuple[int, ...]:
     """The axes of the pre-activation along which the layer's units lie: those of its parameters."""
     made = {out: eqn for eqn in plan.closed.jaxpr.eqns for out in eqn.outvars}
@@ -269,7 +297,7 @@ def _unit_axes(plan: Plan, layer: FoundLayer) -> tuple[int, ...]:
     def unshaped(atom: Any) -> tuple[Any, list[Any]]:
         """What a variable was before it was reshaped, and the equations that did it, the last first."""
         chain = []
-        while atom in made and made[atom].primitive.name in _jaxprs.RESHAPES:
+        while atom in made and made[atom].primitive.name in RESHAPES:
             chain.append(made[atom])
             atom = made[atom].invars[0]
         return atom, chain
@@ -278,7 +306,7 @@ def _unit_axes(plan: Plan, layer: FoundLayer) -> tuple[int, ...]:
     eqn, name, rank = made[start], made[start].primitive.name, len(start.aval.shape)
     params = [atom for atom in variables(eqn.invars) if isinstance(plan.role(atom), frozenset)]
     axes: Sequence[int] = ()
-    if name in _jaxprs.ELEMENTWISE and params:
+    if name in ELEMENTWISE and params:
         start, more = unshaped(params[-1])
         chain += more
         axes = range(len(start.aval.shape))
@@ -291,10 +319,25 @@ def _unit_axes(plan: Plan, layer: FoundLayer) -> tuple[int, ...]:
     sizes = [size if axis in axes else 1 for axis, size in enumerate(start.aval.shape)]
     numbers = np.broadcast_to(np.arange(prod(sizes)).reshape(sizes), start.aval.shape)  # the units, counted
     for one in reversed(chain):
-        numbers = _jaxprs.reshaped(one, numbers)
+        numbers = _reshaped(one, numbers)
     numbers = np.broadcast_to(numbers, layer.at.aval.shape)
     once = numbers[tuple(slice(None) if stride else slice(1) for stride in numbers.strides)]  # no axis that repeats
     return tuple(axis for axis in range(once.ndim) if np.ptp(once, axis).any()) or (once.ndim - 1,)
+
+
+def _reshaped(eqn: Any, array: np.ndarray) -> np.ndarray:
+    """What one of the `RESHAPES` makes of an array."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "transpose":
+        return array.transpose(params["permutation"])
+    if name == "broadcast_in_dim":
+        shape = [1] * len(params["shape"])
+        for axis, size in zip(params["broadcast_dimensions"], array.shape, strict=True):
+            shape[axis] = size
+        return np.broadcast_to(array.reshape(shape), params["shape"])
+    if name in ("reshape", "squeeze"):
+        return array.reshape(eqn.outvars[0].aval.shape)
+    return np.flip(array, params["dimensions"]) if name == "rev" else array
 
 
 def found_layers(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> tuple[FoundLayer, ...]:

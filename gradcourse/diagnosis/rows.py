@@ -1,24 +1,24 @@
 """The rows of a report: of any program whose layers are known, and of a network of this package.
 
-Of a program the gradients' norms are those of autodiff. Of a network they are measured in the log domain, whatever its
-depth.
+A program is run forward and backward twice, with a probe at every layer: the gradients' norms are those of autodiff. Of
+a network they are measured in the log domain, whatever its depth.
 """
 
 from collections.abc import Callable
 from functools import partial
-from math import inf, log, nan, prod
-from typing import Any
+from math import inf, isfinite, log, nan, prod
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from gradcourse._logdomain import log2_norms, share_lost, sum_of_squares
-from gradcourse.diagnosis.measuring import Measured, combined_log2, squares_by_layer
-from gradcourse.diagnosis.models import next_update
+from gradcourse._logdomain import Scaled, log2_norms, share_lost, sum_of_squares
+from gradcourse.diagnosis.models import Form
+from gradcourse.diagnosis.plan import FoundLayer
 from gradcourse.diagnosis.report import LayerReport
-from gradcourse.diagnosis.tracing import Program, parameter_paths
+from gradcourse.diagnosis.tracing import Look, Program, parameter_paths
 from gradcourse.measure.gradients import (
     activation_gradient_norms,
     layer_squares,
@@ -26,31 +26,37 @@ from gradcourse.measure.gradients import (
     update_to_weight_ratios,
 )
 from gradcourse.measure.jacobians import layer_jacobian_norms
-from gradcourse.measure.units import statistics_of
+from gradcourse.measure.units import activation_statistics, statistics_of
 from gradcourse.nn.network import Network, Params
+from gradcourse.probes import Probe, profile
 from gradcourse.profile import LOG10_OF_2
 
 __all__ = ["network_rows", "program_rows"]
 
 STATISTICS = ("mean", "spread", "saturated", "silent", "dead")
+MARGIN = 10  # binary digits that the scaled gradient stays below overflow
 
 
-def program_rows(program: Program, trainable: Any, measured: Measured, updates: Any) -> list[LayerReport]:
-    """Returns a row per layer and turn, in the order of the program; `updates` are an optimiser's, or `None`."""
-    squares_of = jax.jit(partial(squares_by_layer, program))
-    weights = jax.device_get(squares_of(trainable))
+def program_rows(
+    program: Program, form: Form, optimizer: Any, optimizer_state: Any, directions: int, key: PRNGKeyArray
+) -> tuple[list[LayerReport], float]:
+    """Returns a row per layer and turn, in the order of the program, and the loss."""
+    plain, true = _measured(program, form, directions, key)
+    updates = _next_update(optimizer, optimizer_state, plain.gradient, form.trainable)
+    squares_of = jax.jit(partial(_squares, program))
+    weights = jax.device_get(squares_of(form.trainable))
     moved = None if updates is None else jax.device_get(squares_of(updates))
-    sizes = dict(zip(parameter_paths(trainable), map(jnp.size, jax.tree.leaves(trainable)), strict=True))
+    sizes = dict(zip(parameter_paths(form.trainable), map(jnp.size, jax.tree.leaves(form.trainable)), strict=True))
     found: list[dict[str, Any]] = []  # per layer; arrays have the axes of its turns
     for index, layer in enumerate(program.layers):
         count = sum(sizes[path] // (prod(layer.turns) if path in layer.sliced else 1) for path in layer.given)
-        weight, (activation, parameter) = combined_log2(weights[index], layer.turns), measured.true[index]
+        weight, (activation, parameter) = _combined_log2(weights[index], layer.turns), true[index]
         waiting = any(
             path in layer.weights and not np.any(own.square) and np.any(gradient.square)
-            for path, own, gradient in zip(layer.given, weights[index], measured.squares[index], strict=True)
+            for path, own, gradient in zip(layer.given, weights[index], plain.squares[index], strict=True)
         )
         found.append(
-            measured.seen[index]
+            plain.seen[index]
             | {
                 "parameters": tuple(layer.given),
                 "shape": layer.shape,
@@ -61,21 +67,22 @@ def program_rows(program: Program, trainable: Any, measured: Measured, updates: 
                 "waiting": waiting,
                 "log10_activation_gradient": activation * LOG10_OF_2,
                 "log10_parameter_gradient": parameter * LOG10_OF_2 if count else nan,
-                "lost": np.maximum(*map(share_lost, measured.norms[index], measured.true[index])),
-                "finite": measured.seen[index]["finite"] == 1,
+                "lost": np.maximum(*map(share_lost, plain.norms[index], true[index])),
+                "finite": plain.seen[index]["finite"] == 1,
                 "finite_parameters": weight < inf,
             }
         )
         if moved is not None and count:
             with np.errstate(invalid="ignore", over="ignore"):
-                found[-1]["update_to_weight"] = np.exp2(combined_log2(moved[index], layer.turns) - weight)
-    return [
+                found[-1]["update_to_weight"] = np.exp2(_combined_log2(moved[index], layer.turns) - weight)
+    rows = [
         LayerReport(
             name=layer.name + "".join(f"[{one}]" for one in turn),
             **{name: _plain(entry, turn) for name, entry in found[layer.index].items()},
         )
         for layer, turn in program.plan.order()
     ]
+    return rows, float(plain.loss)
 
 
 def network_rows(
@@ -114,7 +121,7 @@ def network_rows(
 
     ratios = np.full(len(by_parameters.layers), nan)
     if optimizer is not None:
-        updates = next_update(optimizer, optimizer_state, gradient, params)
+        updates = _next_update(optimizer, optimizer_state, gradient, params)
         ratios = 10.0 ** update_to_weight_ratios(network, params, updates).log10_norm
     gain = 10.0 ** (2 * gains.log10_norm) / [prod(shape) for shape in shapes]
     statistics = jax.device_get(statistics_of(network, params, x))
@@ -143,3 +150,137 @@ def network_rows(
 def _plain(entry: Any, turn: tuple[int, ...] = ()) -> Any:
     """An entry of a row: of an array the number that belongs to the turn."""
     return np.asarray(entry)[turn].item() if isinstance(entry, np.generic | np.ndarray) else entry
+
+
+def _next_update(optimizer: Any, state: Any, gradient: Any, params: Any) -> Any:
+    """Returns what the optimiser would add to the parameters: from `state`, or as its first update if that is `None`.
+
+    Without an optimiser that is `None`. Where it raises, a note is added that says what it was given.
+    """
+    if optimizer is None:
+        return None
+    try:
+        return optimizer.update(gradient, optimizer.init(params) if state is None else state, params)[0]
+    except Exception as error:
+        error.add_note(
+            "diagnose gave optimizer.update the gradient, optimizer_state and the parameters. Is that the state that "
+            "optimizer.init has made for these very parameters? Flax's nnx.Optimizer keeps it in another form; without "
+            "optimizer_state, the first update is told."
+        )
+        raise
+
+
+# ---- Passes through a program
+
+Norms = list[tuple[Any, Any]]
+
+
+class Pass(NamedTuple):
+    """What one forward and backward pass has found; arrays of a layer have the axes of its turns.
+
+    - `loss`, `gradient`: of the parameters, as they are;
+    - `squares`: per layer and parameter, the squared norm of its gradient;
+    - `seen`: per layer, the statistics of its units and its gain, by the names of a report's columns;
+    - `norms`: per layer, log2 of the norm of the gradient, of its activation and of its parameters.
+    """
+
+    loss: Any
+    gradient: Any
+    squares: Any
+    seen: Any
+    norms: Norms
+
+
+def _measured(program: Program, form: Form, directions: int, key: Any) -> tuple[Pass, Norms]:
+    """A pass, and the norms of the gradient of the loss times a power of two, where less underflows."""
+    keys = [
+        jax.random.split(one, layer.turns) if layer.turns else one
+        for one, layer in zip(jax.random.split(key, len(program.layers)), program.layers, strict=True)
+    ]
+
+    def observe(layer: FoundLayer, look: Look, key: Any) -> dict[str, Any]:
+        def slope(at: Any) -> Any:
+            return jax.vjp(look.activation, at)[1](jnp.ones_like(look.value))[0].astype(jnp.float32)
+
+        # The activation may hold parameters of the shape of what it is given: it is a piece of the program.
+        found = activation_statistics(look.preactivation, look.value, slope, layer.units, whole=True)
+        return found if look.layer is None else found | _gains(look.layer, look, directions, key)
+
+    # It runs twice: compiled to be compiled fast, rather than to be fast.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+    def differentiated(trainable: Any, scale: Any, given: Any) -> Any:
+        def scaled(trainable: Any, probes: Any) -> Any:
+            value, seen = program.run((trainable, *given), list(zip(probes, keys, strict=True)), observe)
+            return value * scale.astype(value.dtype), (value, seen)
+
+        probes = [Probe.zeros(*layer.turns) for layer in program.layers]
+        (_, results), gradients = jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)(trainable, probes)
+        gradient, found = gradients
+        return *results, gradient, _squares(program, gradient), [profile([one]) for one in found]
+
+    def passed(power: int) -> Pass:
+        loss, seen, gradient, *found = differentiated(form.trainable, jnp.float32(2.0**power), form.given)
+        squares, profiles = jax.device_get(found)
+        norms = [
+            (np.add(one.exponent, one.fraction, dtype=np.float64)[..., 0], _combined_log2(of_parameters, layer.turns))
+            for one, of_parameters, layer in zip(profiles, squares, program.layers, strict=True)
+        ]
+        norms = [(activation - power, parameter - power) for activation, parameter in norms]
+        return Pass(loss, gradient, squares, jax.device_get(seen), norms)
+
+    plain = passed(0)
+    power = _room(program, form, plain)
+    while power > 0:
+        scaled = passed(power).norms
+        if all(np.all(values < inf) for pair in scaled for values in pair):
+            return plain, scaled
+        power //= 2
+    return plain, plain.norms
+
+
+def _squares(program: Program, tree: Any) -> list[list[Scaled]]:
+    """Per layer and parameter, the squared norm: of every turn's slice, or of what all turns share."""
+    leaves = dict(zip(parameter_paths(tree), jax.tree.leaves(tree), strict=True))
+
+    def of(leaf: Any, turns: int) -> Scaled:
+        size = jnp.abs(leaf)
+        return sum_of_squares([size.astype(jnp.promote_types(size.dtype, jnp.float32))], turns)
+
+    return [
+        [of(leaves[path], len(layer.turns) if path in layer.sliced else 0) for path in layer.given]
+        for layer in program.layers
+    ]
+
+
+def _combined_log2(parts: list[Scaled], turns: tuple[int, ...]) -> Any:
+    """The binary logarithm of the norm of all parts together, per turn."""
+    whole = np.full(turns, -inf)
+    for part in parts:
+        with np.errstate(invalid="ignore"):
+            whole = np.logaddexp2(2 * whole, 2 * log2_norms(part)) / 2
+    return whole
+
+
+def _gains(layer: Callable[[Any], Any], look: Look, directions: int, key: Any) -> dict[str, Any]:
+    """The mean squared gain of the layer's Jacobian on the way back, and its standard error."""
+    _, pull = jax.vjp(layer, look.input)
+
+    def one(key: Any) -> Any:
+        cotangent = jax.random.normal(key, look.value.shape, look.value.dtype)
+        (pulled,) = pull(cotangent)
+        before, after = (jnp.sum(jnp.square(part.astype(jnp.float32))) for part in (cotangent, pulled))
+        return after / before
+
+    gains = jax.vmap(one)(jax.random.split(key, directions))
+    error = gains.std(ddof=1) / directions**0.5 if directions > 1 else jnp.full_like(gains[0], jnp.nan)
+    return {"gain": gains.mean(), "gain_error": error}
+
+
+def _room(program: Program, form: Form, plain: Pass) -> int:
+    """The power of two that the loss can be multiplied by before anything overflows; 0 where something has already."""
+    largest = max(float(np.max(values, initial=-inf)) for pair in plain.norms for values in pair)
+    if not isfinite(largest):
+        return 0
+    formats = {layer.dtype for layer in program.layers} | {leaf.dtype for leaf in jax.tree.leaves(form.trainable)}
+    room = min(jnp.finfo(one).maxexp for one in formats if jnp.issubdtype(one, jnp.floating))
+    return max(0, min(int(room - largest) - MARGIN, jnp.finfo(plain.loss.dtype).maxexp - 2, 125))
