@@ -221,11 +221,10 @@ def _measured(program: Program, form: Form, directions: int, key: Any) -> tuple[
     def passed(power: int) -> Pass:
         loss, seen, gradient, *found = differentiated(form.trainable, jnp.float32(2.0**power), form.given)
         squares, profiles = jax.device_get(found)
-        norms = [
-            (np.add(one.exponent, one.fraction, dtype=np.float64)[..., 0], _combined_log2(of_parameters, layer.turns))
-            for one, of_parameters, layer in zip(profiles, squares, program.layers, strict=True)
-        ]
-        norms = [(activation - power, parameter - power) for activation, parameter in norms]
+        norms = []
+        for one, of_parameters, layer in zip(profiles, squares, program.layers, strict=True):
+            activation = np.add(one.exponent, one.fraction, dtype=np.float64)[..., 0]
+            norms.append((activation - power, _combined_log2(of_parameters, layer.turns) - power))
         return Pass(loss, gradient, squares, jax.device_get(seen), norms)
 
     plain = passed(0)
@@ -254,11 +253,9 @@ def _squares(program: Program, tree: Any) -> list[list[Scaled]]:
 
 def _combined_log2(parts: list[Scaled], turns: tuple[int, ...]) -> Any:
     """The binary logarithm of the norm of all parts together, per turn."""
-    whole = np.full(turns, -inf)
-    for part in parts:
-        with np.errstate(invalid="ignore"):
-            whole = np.logaddexp2(2 * whole, 2 * log2_norms(part)) / 2
-    return whole
+    with np.errstate(invalid="ignore"):
+        squares = np.broadcast_arrays(np.full(turns, -inf), *(2 * log2_norms(part) for part in parts))
+        return np.logaddexp2.reduce(squares) / 2
 
 
 def _gains(layer: Callable[[Any], Any], look: Look, directions: int, key: Any) -> dict[str, Any]:
