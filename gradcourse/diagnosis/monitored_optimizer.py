@@ -1,9 +1,8 @@
 """An optimiser that keeps the last snapshots of its gradients and updates in its own state: pure, and of fixed size.
 
-A *snapshot* is a few numbers per layer. A *layer* is whatever holds arrays directly: those of
-`params["encoder"]["dense"]` together are `encoder.dense`, and an array at the top of the tree is a layer by itself.
-What is called `Layers` here says, for each holder, which layers its arrays are: one, or several that are stacked along
-their first axis.
+A *snapshot* is a few numbers per layer, which is whatever holds arrays directly, as `diagnosis.monitoring.monitor`
+says. What is called `Layers` here says, for each holder, which layers its arrays are: one, or several that are stacked
+along their first axis.
 
 >>> params = {"dense": {"bias": jnp.zeros(3), "weight": jnp.full((2, 3), 2.0)}, "blocks": jnp.ones((2, 5))}
 >>> layers_of(params, ["blocks"])
@@ -37,7 +36,6 @@ __all__ = [
     "monitored",
     "names_of",
     "snapshot",
-    "state_in",
 ]
 
 Layers = tuple[tuple[str, tuple[str, ...]], ...]
@@ -107,20 +105,19 @@ def monitored(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def state_in(tree: Any) -> MonitorState:
-    """Returns the state of the one monitored optimiser in an optimiser's state; else raises `ValueError`."""
-    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, MonitorState))
-    states = [node for node in nodes if isinstance(node, MonitorState)]
+def history_of(tree: Any, notes: MonitorHistory | None = None) -> MonitorHistory:
+    """Returns the kept snapshots in order of time, and of the notes on a step what belongs to them.
+
+    `tree` holds the state of the monitored optimiser; raises `ValueError` unless it is one, and that of one run.
+    """
+    is_state = lambda node: isinstance(node, MonitorState)  # noqa: E731
+    states = list(filter(is_state, jax.tree.leaves(tree, is_leaf=is_state)))
     if len(states) != 1:
         raise ValueError(
             f"optimizer_state holds the states of {len(states)} monitored optimisers; accepted is one: the state that "
             "monitor.optimizer(...) began with its init, or the part of a larger state with one of them."
         )
-    return states[0]
-
-
-def history_of(state: MonitorState, notes: MonitorHistory | None = None) -> MonitorHistory:
-    """Returns the kept snapshots in order of time, and of the notes on a step what belongs to them."""
+    state = states[0]
     # Flax NNX keeps each of these in a variable.
     taken, steps, seen = (np.asarray(jax.tree.leaves(part)[0]) for part in (state.taken, state.step, state.seen))
     if taken.ndim:
@@ -128,10 +125,9 @@ def history_of(state: MonitorState, notes: MonitorHistory | None = None) -> Moni
             f"optimizer_state is of {taken.shape} runs; accepted is one run's: take it out with "
             "jax.tree.map(lambda leaf: leaf[0], optimizer_state)."
         )
-    keep, layers = len(seen), names_of(state.about.layers)
-    slots = np.arange(max(0, int(taken) - keep), int(taken)) % keep
-    gradient, ratio, zeros, finite = np.moveaxis(seen[slots].astype(np.float64), 1, 0)
-    step = steps[slots].astype(int)
+    layers = names_of(state.about.layers)
+    slots = np.arange(max(0, int(taken) - len(seen)), int(taken)) % len(seen)
+    step, (gradient, ratio, zeros, finite) = steps[slots].astype(int), np.moveaxis(seen[slots].astype(np.float64), 1, 0)
     found = MonitorHistory(
         step,
         Profile.from_log10(ratio, layers=layers, quantity="update over weight"),
@@ -142,8 +138,8 @@ def history_of(state: MonitorState, notes: MonitorHistory | None = None) -> Moni
     if notes is None or not len(step) or not np.isin(step, notes.step).all():
         return found
     where = np.searchsorted(notes.step, step)
-    loss, seconds = (None if part is None else part[where] for part in (notes.loss, notes.seconds_per_step))
-    return replace(found, loss=loss, seconds_per_step=seconds)
+    known = {"loss": notes.loss, "seconds_per_step": notes.seconds_per_step}
+    return replace(found, **{name: None if values is None else values[where] for name, values in known.items()})
 
 
 # ---- Layers and snapshots of them

@@ -22,11 +22,10 @@ second  -2.5                    -0.25   0.061   0.0002                 0.039   0
 `Monitor.wrap` wraps a whole training step, of any kind. It is the impure twin: what it sees, the loss, the time a step
 takes and the size of the update, is kept in the wrapped step. Both together see everything, and cost least.
 
-`gradcourse bench monitor` measures what it costs: a hundred steps of Adam with it, one of them a snapshot, against a
-hundred without, in turn in one run. On two cores of a CPU, with steps of 4 to 7 ms, a wrapped step whose optimiser is
-monitored took about 1 % more; the monitored optimiser alone, whose compiled step must be ready for a snapshot at any
-time, about 12 %. So wrap the step where there is a loop in Python. About 0.02 ms a step are spent in any case, which is
-much where a step takes 0.1 ms.
+`gradcourse bench monitor` measures what it costs, of a hundred steps of Adam of which one is looked at. On two cores of
+a CPU, with steps of 4 to 7 ms, a wrapped step whose optimiser is monitored took about 1 % more; the monitored optimiser
+alone, whose compiled step must be ready for a snapshot at any time, about 12 %: wrap the step where there is a loop in
+Python. About 0.02 ms a step are spent in any case, which is much where a step takes 0.1 ms.
 """
 
 import inspect
@@ -53,7 +52,6 @@ from gradcourse.diagnosis.monitored_optimizer import (
     monitored,
     names_of,
     snapshot,
-    state_in,
 )
 from gradcourse.nn.network import Network
 from gradcourse.profile import Profile
@@ -152,20 +150,13 @@ class Monitor:
         The state is found anywhere in a larger one, such as that of `optax.chain` or of Flax's `nnx.Optimizer`. Raises
         `ValueError` where there is no state of a monitored optimiser, more than one, or one of many runs under `vmap`.
         """
-        return history_of(state_in(optimizer_state))
+        return history_of(optimizer_state)
 
 
 class MonitoredStep:
     """A training step that is called like the one it wraps, and keeps notes; made by `Monitor.wrap`."""
 
-    def __init__(
-        self,
-        monitor: Monitor,
-        step: Callable[..., Any],
-        params: str | None,
-        new_params: Callable[[Any], Any] | None,
-        loss: Callable[[Any], Any] | None,
-    ):
+    def __init__(self, monitor: Monitor, step: Callable[..., Any], params: str | None, new_params: Any, loss: Any):
         for name, function in (("new_params", new_params), ("loss", loss)):
             if function is not None and not callable(function):
                 raise TypeError(
@@ -189,15 +180,15 @@ class MonitoredStep:
         number, self._calls = self._calls, self._calls + 1
         due = number % self._monitor.every == 0
         path = self._path("arguments", (args, kwargs))
-        if path is not None:  # the optimiser is told whether to look, and does it itself
-            args, kwargs = _replaced((args, kwargs), path, due)
         before, structure = {}, None
-        if due and path is None:
+        if path is not None:  # the optimiser is told whether to look, and does it itself
+            args, kwargs = _told((args, kwargs), path, due)
+        elif due:
             given = self._given(args, kwargs)
             before, structure = _copy(arrays_by_holder(given)), jax.tree.structure(given)
         results = self._step(*args, **kwargs)
         if path is not None and (back := self._path("results", results)) is not None:
-            results = _replaced(results, back, None)
+            results = _told(results, back, None)
         if due:
             self._note(number, before, None if structure is None else self._returned(results, structure), results)
         return results
@@ -217,7 +208,7 @@ class MonitoredStep:
             loss=None if self._loss is None else np.array(loss, np.float64),
             seconds_per_step=np.array(seconds, np.float64),
         )
-        return found if optimizer_state is None else history_of(state_in(optimizer_state), found)
+        return found if optimizer_state is None else history_of(optimizer_state, found)
 
     def _path(self, side: str, tree: Any) -> Path | None:
         """The path to the state, looked for once: it would take longer than all else here."""
@@ -226,7 +217,6 @@ class MonitoredStep:
         return self._paths[side]
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The parameters among the step's arguments."""
         if self._params is not None and self._params in kwargs:
             return kwargs[self._params]
         given = args if self._params is not None or args else tuple(kwargs.values())
@@ -236,7 +226,6 @@ class MonitoredStep:
         return given[self._position]
 
     def _returned(self, results: Any, structure: Any) -> Any:
-        """The new parameters in what the step has returned."""
         if self._new_params is not None:
             return self._new_params(results)
         first = results[0] if isinstance(results, tuple | list) and results else results
@@ -250,10 +239,8 @@ class MonitoredStep:
         )
 
     def _note(self, number: int, before: Any, after: Any, results: Any) -> None:
-        """Waits for the step, and notes it."""
         jax.block_until_ready(results)
-        now = time.perf_counter()
-        seen = np.zeros((4, 0))
+        now, seen = time.perf_counter(), np.zeros((4, 0))
         if before:
             layers = self._monitor.layers_of(after)
             seen, self._layers = np.asarray(_moved(layers, before, arrays_by_holder(after))), names_of(layers)
@@ -296,14 +283,12 @@ def _path_to_state(tree: Any) -> Path | None:
     return None
 
 
-def _replaced(tree: Any, path: Path, look: bool | None) -> Any:
+def _told(tree: Any, path: Path, look: bool | None) -> Any:
     """The tree with `look` in the `MonitorState` at the end of the path."""
     if not path:
         return tree._replace(about=replace(tree.about, look=look))
-    key, *rest = path
+    key, rest = path[0], path[1:]
     if hasattr(tree, "replace"):
-        return tree.replace(**{key: _replaced(getattr(tree, key), tuple(rest), look)})
-    entry = _replaced(tree[key], tuple(rest), look)
-    if isinstance(tree, dict):
-        return tree | {key: entry}
-    return type(tree)((*tree[:key], entry, *tree[key + 1 :]))
+        return tree.replace(**{key: _told(getattr(tree, key), rest, look)})
+    entry = _told(tree[key], rest, look)
+    return tree | {key: entry} if isinstance(tree, dict) else type(tree)((*tree[:key], entry, *tree[key + 1 :]))
