@@ -33,7 +33,7 @@ from gradcourse.diagnosis.findings import READ_ON, findings_of, gradient_slope
 from gradcourse.diagnosis.models import as_loss
 from gradcourse.diagnosis.report import LayerReport, Report
 from gradcourse.diagnosis.rows import network_rows, program_rows
-from gradcourse.diagnosis.tracing import parameter_paths, traced_program
+from gradcourse.diagnosis.tracing import parameter_paths, traced
 from gradcourse.measure.gradients import CROSS_ENTROPY
 from gradcourse.nn.network import Network
 
@@ -101,18 +101,17 @@ def diagnose(
         except FloatingPointError:  # activations overflow: where, a plain run tells
             loss = lambda outputs, labels: jax.vmap(per_example)(outputs, labels).mean()  # noqa: E731
             model_or_loss = model_or_loss.apply
-    form = as_loss(model_or_loss, params, batch, loss, probes, key)
-    program = traced_program(form.loss, form.trainable, form.given, probed=probes is not None)
-    paths = parameter_paths(form.trainable)
-    placed = {path for layer in program.layers for path in layer.given}
+    function, trainable, given = as_loss(model_or_loss, params, batch, loss, probes, key)
+    program = traced(function, trainable, given, probed=probes is not None)
+    paths, placed = parameter_paths(trainable), {path for layer in program.all() for path in layer.given}
     if not placed:
         raise ValueError(
             f"no layer was found in {getattr(model_or_loss, '__name__', 'the model')}: its parameters, {paths[:5]}, "
             "meet the batch in no product. Give the data as batch=, and the parameters as params=, not the other way "
             "round."
         )
-    rows, value = program_rows(program, form, optimizer, optimizer_state, directions, key)
-    sound = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(form.given) if is_floating(leaf))
+    rows, value = program_rows(program, trainable, given, optimizer, optimizer_state, directions, key)
+    sound = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(given) if is_floating(leaf))
     return _report(rows, value, sound, tuple(path for path in paths if path not in placed), read_on)
 
 

@@ -7,7 +7,7 @@ where they are called, so that the original never changes.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,26 +17,17 @@ import optax
 from gradcourse._checks import is_from
 from gradcourse._dummies import is_floating
 
-__all__ = ["Form", "as_loss"]
-
-
-class Form(NamedTuple):
-    """A model in one form.
-
-    - `loss`: a function; `loss(trainable, *given)` is a scalar;
-    - `trainable`: the parameters that can be differentiated, a pytree;
-    - `given`: the batch, after the dummies of the model's own probes if it has any.
-    """
-
-    loss: Callable[..., Any]
-    trainable: Any
-    given: tuple[Any, ...]
+__all__ = ["as_loss"]
 
 
 def as_loss(
     model_or_loss: Any, params: Any, batch: Any, loss: Callable[..., Any] | None, probes: Any, key: Any
-) -> Form:
-    """Returns a model or a loss in the one form; arguments and errors are those of `gradcourse.diagnose`."""
+) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+    """Returns a model or a loss in the one form; arguments and errors are those of `gradcourse.diagnose`.
+
+    That is a function, the parameters that can be differentiated, a pytree, and the batch, after the dummies of the
+    model's own probes if it has any: `function(trainable, *given)` is a scalar.
+    """
     is_module = _holds_its_parameters(model_or_loss, params)
     held = model_or_loss if is_module else params
     batch = batch if isinstance(batch, tuple) else () if batch is None else (batch,)
@@ -85,7 +76,7 @@ def as_loss(
             "loss(model, *batch) returns a scalar."
         )
         raise
-    return Form(evaluate, trainable, given)
+    return evaluate, trainable, given
 
 
 # ---- Parameters

@@ -138,8 +138,8 @@ def history_of(tree: Any, notes: MonitorHistory | None = None) -> MonitorHistory
     if notes is None or not len(step) or not np.isin(step, notes.step).all():
         return found
     where = np.searchsorted(notes.step, step)
-    known = {"loss": notes.loss, "seconds_per_step": notes.seconds_per_step}
-    return replace(found, **{name: None if values is None else values[where] for name, values in known.items()})
+    loss, seconds = (None if part is None else part[where] for part in (notes.loss, notes.seconds_per_step))
+    return replace(found, loss=loss, seconds_per_step=seconds)
 
 
 # ---- Layers and snapshots of them

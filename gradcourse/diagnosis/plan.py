@@ -17,7 +17,7 @@ from jax.extend import core
 
 from gradcourse.diagnosis._jaxprs import CALLS, called, consts_and_carry, flattened, variables
 
-__all__ = ["PROBES", "FoundLayer", "Given", "Plan", "Role", "find", "found_layers"]
+__all__ = ["PROBES", "FoundLayer", "Given", "Plan", "Role", "find", "name_layers"]
 
 PROBES = "probes of the model."  # before the paths of the dummies that the model's own probes are given
 PRODUCTS = {"dot_general", "conv_general_dilated", "ragged_dot_general"}
@@ -109,10 +109,9 @@ class Plan:
         found: list[Any] = [*((layer.met, layer) for layer in self.layers), *self.inner.items()]
         return [one for _, one in sorted(found, key=itemgetter(0))]
 
-    def all(self) -> Iterator[FoundLayer]:
-        """Yields every layer, those of the inner plans too, in the order of the program."""
-        for one in self.parts():
-            yield from one.all() if isinstance(one, Plan) else [one]
+    def all(self) -> list[FoundLayer]:
+        """Returns every layer, those of the inner plans too, in the order of the program."""
+        return [layer for one in self.parts() for layer in (one.all() if isinstance(one, Plan) else [one])]
 
     def order(self) -> Iterator[tuple[FoundLayer, tuple[int, ...]]]:
         """Yields every layer and turn, in the order in which the program comes to them."""
@@ -142,7 +141,7 @@ def find(closed: Any, roles_in: Sequence[Role], constants: Role) -> tuple[list[R
         results = [True if name.startswith(RANDOM) else _joined(given)] * len(eqn.outvars)
         if name in CHECKPOINTS or name == "scan":
             results, inner = _find_inner(eqn, given)
-            if any(True for _ in inner.all()):
+            if inner.all():
                 plan.inner[index] = inner
         plan.roles |= zip(eqn.outvars, results, strict=True)
         plan.below |= dict.fromkeys(eqn.outvars, _below(plan, variables(eqn.invars)))
@@ -340,12 +339,9 @@ def _reshaped(eqn: Any, array: np.ndarray) -> np.ndarray:
     return np.flip(array, params["dimensions"]) if name == "rev" else array
 
 
-def found_layers(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> tuple[FoundLayer, ...]:
-    """Returns the layers in the order of the program, which are now given their names and indices.
-
-    `shapes` are those of the parameters, by their paths.
-    """
-    layers, uses = tuple(plan.all()), Counter[str]()
+def name_layers(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Gives the layers their names and indices; `shapes` are those of the parameters, by their paths."""
+    layers, uses = plan.all(), Counter[str]()
     firsts: dict[str, set[str]] = {}
     for layer in layers:
         firsts.setdefault(_module(layer.given), set()).update([*layer.given][:1])
@@ -357,4 +353,3 @@ def found_layers(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Fou
         if turns:
             own = (path for path, one in layer.given.items() if one.sliced == len(turns))
             layer.sliced = {path for path in own if shapes[path][: len(turns)] == turns}
-    return layers

@@ -15,10 +15,9 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from gradcourse._logdomain import Scaled, log2_norms, share_lost, sum_of_squares
-from gradcourse.diagnosis.models import Form
-from gradcourse.diagnosis.plan import FoundLayer
+from gradcourse.diagnosis.plan import FoundLayer, Plan
 from gradcourse.diagnosis.report import LayerReport
-from gradcourse.diagnosis.tracing import Look, Program, parameter_paths
+from gradcourse.diagnosis.tracing import Look, parameter_paths, run
 from gradcourse.measure.gradients import (
     activation_gradient_norms,
     layer_squares,
@@ -38,17 +37,24 @@ MARGIN = 10  # binary digits that the scaled gradient stays below overflow
 
 
 def program_rows(
-    program: Program, form: Form, optimizer: Any, optimizer_state: Any, directions: int, key: PRNGKeyArray
+    program: Plan,
+    trainable: Any,
+    given: tuple[Any, ...],
+    optimizer: Any,
+    optimizer_state: Any,
+    directions: int,
+    key: PRNGKeyArray,
 ) -> tuple[list[LayerReport], float]:
-    """Returns a row per layer and turn, in the order of the program, and the loss."""
-    plain, true = _measured(program, form, directions, key)
-    updates = _next_update(optimizer, optimizer_state, plain.gradient, form.trainable)
-    squares_of = jax.jit(partial(_squares, program))
-    weights = jax.device_get(squares_of(form.trainable))
+    """Returns a row per layer and turn, in the order of the program, and the loss of `trainable` on what is given."""
+    layers = program.all()
+    plain, true = _measured(program, layers, trainable, given, directions, key)
+    updates = _next_update(optimizer, optimizer_state, plain.gradient, trainable)
+    squares_of = jax.jit(partial(_squares, layers))
+    weights = jax.device_get(squares_of(trainable))
     moved = None if updates is None else jax.device_get(squares_of(updates))
-    sizes = dict(zip(parameter_paths(form.trainable), map(jnp.size, jax.tree.leaves(form.trainable)), strict=True))
+    sizes = dict(zip(parameter_paths(trainable), map(jnp.size, jax.tree.leaves(trainable)), strict=True))
     found: list[dict[str, Any]] = []  # per layer; arrays have the axes of its turns
-    for index, layer in enumerate(program.layers):
+    for index, layer in enumerate(layers):
         count = sum(sizes[path] // (prod(layer.turns) if path in layer.sliced else 1) for path in layer.given)
         weight, (activation, parameter) = _combined_log2(weights[index], layer.turns), true[index]
         waiting = any(
@@ -80,7 +86,7 @@ def program_rows(
             name=layer.name + "".join(f"[{one}]" for one in turn),
             **{name: _plain(entry, turn) for name, entry in found[layer.index].items()},
         )
-        for layer, turn in program.plan.order()
+        for layer, turn in program.order()
     ]
     return rows, float(plain.loss)
 
@@ -191,12 +197,12 @@ class Pass(NamedTuple):
     norms: Norms
 
 
-def _measured(program: Program, form: Form, directions: int, key: Any) -> tuple[Pass, Norms]:
+def _measured(
+    program: Plan, layers: list[FoundLayer], trainable: Any, given: tuple[Any, ...], directions: int, key: Any
+) -> tuple[Pass, Norms]:
     """A pass, and the norms of the gradient of the loss times a power of two, where less underflows."""
-    keys = [
-        jax.random.split(one, layer.turns) if layer.turns else one
-        for one, layer in zip(jax.random.split(key, len(program.layers)), program.layers, strict=True)
-    ]
+    each = zip(jax.random.split(key, len(layers)), layers, strict=True)
+    keys = [jax.random.split(one, layer.turns) if layer.turns else one for one, layer in each]
 
     def observe(layer: FoundLayer, look: Look, key: Any) -> dict[str, Any]:
         def slope(at: Any) -> Any:
@@ -210,25 +216,26 @@ def _measured(program: Program, form: Form, directions: int, key: Any) -> tuple[
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
     def differentiated(trainable: Any, scale: Any, given: Any) -> Any:
         def scaled(trainable: Any, probes: Any) -> Any:
-            value, seen = program.run((trainable, *given), list(zip(probes, keys, strict=True)), observe)
+            mine = dict(enumerate(zip(probes, keys, strict=True)))
+            (value,), seen = run(program, jax.tree.leaves((trainable, *given)), mine, observe)
             return value * scale.astype(value.dtype), (value, seen)
 
-        probes = [Probe.zeros(*layer.turns) for layer in program.layers]
+        probes = [Probe.zeros(*layer.turns) for layer in layers]
         (_, results), gradients = jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)(trainable, probes)
         gradient, found = gradients
-        return *results, gradient, _squares(program, gradient), [profile([one]) for one in found]
+        return *results, gradient, _squares(layers, gradient), [profile([one]) for one in found]
 
     def passed(power: int) -> Pass:
-        loss, seen, gradient, *found = differentiated(form.trainable, jnp.float32(2.0**power), form.given)
+        loss, seen, gradient, *found = differentiated(trainable, jnp.float32(2.0**power), given)
         squares, profiles = jax.device_get(found)
         norms = []
-        for one, of_parameters, layer in zip(profiles, squares, program.layers, strict=True):
+        for one, of_parameters, layer in zip(profiles, squares, layers, strict=True):
             activation = np.add(one.exponent, one.fraction, dtype=np.float64)[..., 0]
             norms.append((activation - power, _combined_log2(of_parameters, layer.turns) - power))
         return Pass(loss, gradient, squares, jax.device_get(seen), norms)
 
     plain = passed(0)
-    power = _room(program, form, plain)
+    power = _room({layer.dtype for layer in layers} | {leaf.dtype for leaf in jax.tree.leaves(trainable)}, plain)
     while power > 0:
         scaled = passed(power).norms
         if all(np.all(values < inf) for pair in scaled for values in pair):
@@ -237,7 +244,7 @@ def _measured(program: Program, form: Form, directions: int, key: Any) -> tuple[
     return plain, plain.norms
 
 
-def _squares(program: Program, tree: Any) -> list[list[Scaled]]:
+def _squares(layers: list[FoundLayer], tree: Any) -> list[list[Scaled]]:
     """Per layer and parameter, the squared norm: of every turn's slice, or of what all turns share."""
     leaves = dict(zip(parameter_paths(tree), jax.tree.leaves(tree), strict=True))
 
@@ -246,8 +253,7 @@ def _squares(program: Program, tree: Any) -> list[list[Scaled]]:
         return sum_of_squares([size.astype(jnp.promote_types(size.dtype, jnp.float32))], turns)
 
     return [
-        [of(leaves[path], len(layer.turns) if path in layer.sliced else 0) for path in layer.given]
-        for layer in program.layers
+        [of(leaves[path], len(layer.turns) if path in layer.sliced else 0) for path in layer.given] for layer in layers
     ]
 
 
@@ -273,11 +279,10 @@ def _gains(layer: Callable[[Any], Any], look: Look, directions: int, key: Any) -
     return {"gain": gains.mean(), "gain_error": error}
 
 
-def _room(program: Program, form: Form, plain: Pass) -> int:
+def _room(formats: set[Any], plain: Pass) -> int:
     """The power of two that the loss can be multiplied by before anything overflows; 0 where something has already."""
     largest = max(float(np.max(values, initial=-inf)) for pair in plain.norms for values in pair)
     if not isfinite(largest):
         return 0
-    formats = {layer.dtype for layer in program.layers} | {leaf.dtype for leaf in jax.tree.leaves(form.trainable)}
     room = min(jnp.finfo(one).maxexp for one in formats if jnp.issubdtype(one, jnp.floating))
     return max(0, min(int(room - largest) - MARGIN, jnp.finfo(plain.loss.dtype).maxexp - 2, 125))

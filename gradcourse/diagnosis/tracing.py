@@ -16,7 +16,7 @@ is given parameters and data is a layer as a whole. A call of `probe` in the mod
 ...     h = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
 ...     return jnp.sum(h @ params["readout"])
 >>> params = {"first": {"bias": jnp.ones((1, 3)), "kernel": jnp.ones((2, 3))}, "readout": jnp.ones((3, 1))}
->>> [layer.name for layer in traced_program(loss, params, (jnp.ones((5, 2)),)).layers]
+>>> [layer.name for layer in traced(loss, params, (jnp.ones((5, 2)),)).all()]
 ['first', 'readout']
 """
 
@@ -30,10 +30,10 @@ from jax import lax
 
 from gradcourse._checks import is_from
 from gradcourse.diagnosis._jaxprs import consts_and_carry, evaluated, results_of, values_of, variables
-from gradcourse.diagnosis.plan import PROBES, FoundLayer, Given, Plan, Role, find, found_layers
+from gradcourse.diagnosis.plan import PROBES, FoundLayer, Given, Plan, Role, find, name_layers
 from gradcourse.probes import Probe, probe
 
-__all__ = ["Look", "Program", "parameter_paths", "traced_program"]
+__all__ = ["Look", "parameter_paths", "run", "traced"]
 
 
 @dataclass(frozen=True)
@@ -66,26 +66,7 @@ def parameter_paths(params: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
 
 
-@dataclass(frozen=True)
-class Program:
-    """A scalar function of a parameter pytree and a batch as a program whose layers are known."""
-
-    layers: tuple[FoundLayer, ...]
-    plan: Plan
-
-    def run(self, arguments: Any, given: Sequence[tuple[Probe, Any]], observe: Observe) -> tuple[Any, dict[int, Any]]:
-        """Returns the function's value, and what `observe(layer, look, extra)` has returned for every layer.
-
-        `arguments` are those that the function was traced with. `given` holds, per layer, a probe and anything extra
-        for `observe`, both with the axes `turns` in front; so do the observations have them.
-        """
-        (value,), seen = _run(self.plan, jax.tree.leaves(arguments), dict(enumerate(given)), observe)
-        return value, seen
-
-
-def traced_program(
-    function: Callable[..., Any], params: Any, given: tuple[Any, ...] = (), *, probed: bool = False
-) -> Program:
+def traced(function: Callable[..., Any], params: Any, given: tuple[Any, ...] = (), *, probed: bool = False) -> Plan:
     """Returns the program of `function(params, *given)`, a scalar, with its layers found.
 
     `given` is the batch; with `probed`, its first entry are the dummies of a model that calls
@@ -97,10 +78,18 @@ def traced_program(
     roles: list[Role] = [frozenset([Given(path)]) for path in paths]
     roles += [frozenset([Given(PROBES + path)]) for one in dummies for path in parameter_paths(one)]
     _, plan = find(closed, [*roles, *[True] * count], None if count else True)
-    return Program(found_layers(plan, dict(zip(paths, map(jnp.shape, jax.tree.leaves(params)), strict=True))), plan)
+    name_layers(plan, dict(zip(paths, map(jnp.shape, jax.tree.leaves(params)), strict=True)))
+    return plan
 
 
-def _run(plan: Plan, values: Any, given: Mapping[int, Any], observe: Observe) -> tuple[list[Any], dict[int, Any]]:
+def run(
+    plan: Plan, values: Sequence[Any], given: Mapping[int, tuple[Probe, Any]], observe: Observe
+) -> tuple[list[Any], dict[int, Any]]:
+    """Returns the program's results at the leaves `values` of what it was traced with, and what was observed.
+
+    `given` holds, by the layers' indices, a probe and anything extra for `observe(layer, look, extra)`, both with the
+    axes `turns` in front; so do the observations have them.
+    """
     ends: dict[Any, list[FoundLayer]] = {}
     for layer in plan.layers:
         ends.setdefault(layer.out, []).append(layer)
@@ -146,13 +135,13 @@ def _run_inner(eqn: Any, values: Any, plan: Plan, given: Mapping[int, Any], obse
     mine = {layer.index: given[layer.index] for layer in plan.all()}
     params = eqn.params
     if eqn.primitive.name != "scan":
-        body = lambda values, mine: _run(plan, values, mine, observe)  # noqa: E731
+        body = lambda values, mine: run(plan, values, mine, observe)  # noqa: E731
         return jax.checkpoint(body, prevent_cse=params["prevent_cse"], policy=params["policy"])(values, mine)
     consts, carry = consts_and_carry(eqn)
 
     def turn(state: Any, slices: Any) -> Any:
         xs, mine = slices
-        results, seen = _run(plan, [*values[:consts], *state, *xs], mine, observe)
+        results, seen = run(plan, [*values[:consts], *state, *xs], mine, observe)
         return results[:carry], (results[carry:], seen)
 
     state, (ys, seen) = lax.scan(
