@@ -14,14 +14,14 @@ From which number on is in `THRESHOLDS`. They are meant to be wide of what healt
 against a table of healthy networks and of networks that were made ill in one known way.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import inf, isfinite, log10, nan, sqrt
 
 import numpy as np
 
 from gradcourse.diagnosis.report import Finding, LayerReport
 
-__all__ = ["READ_ON", "THRESHOLDS", "findings_of", "gradient_slope"]
+__all__ = ["READ_ON", "THRESHOLDS", "finding", "findings_of", "gradient_slope"]
 
 Found = Iterator[tuple[str, Sequence[LayerReport], str, str, str]]  # kind, where, evidence, rule, advice
 
@@ -68,11 +68,17 @@ def findings_of(
     """Returns what is wrong, worst first; `read_on` says for each kind of finding where it is explained."""
     rules = (_underflow, _slope, _dead, _saturated, _frozen)
     found = [*_not_finite(rows, loss, sound_input)] or [one for rule in rules for one in rule(rows)]
-    findings = []
-    for kind, where, evidence, rule, advice in found:
-        names, threshold = tuple(row.name for row in where), THRESHOLDS.get(kind, nan)
-        findings.append(Finding(kind, names, evidence, rule, threshold, advice, read_on.get(kind, "")))
-    return tuple(findings)
+    return tuple(
+        finding(kind, [row.name for row in where], evidence, rule, advice, read_on)
+        for kind, where, evidence, rule, advice in found
+    )
+
+
+def finding(
+    kind: str, layers: Iterable[str], evidence: str, rule: str, advice: str, read_on: Mapping[str, str]
+) -> Finding:
+    """Returns a finding, with its kind's threshold, and where to read on about it."""
+    return Finding(kind, tuple(layers), evidence, rule, THRESHOLDS.get(kind, nan), advice, read_on.get(kind, ""))
 
 
 def _not_finite(rows: Sequence[LayerReport], loss: float, sound_input: bool) -> Found:

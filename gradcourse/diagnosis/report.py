@@ -80,18 +80,16 @@ class Finding:
     advice: str
     read_on: str = ""
 
-    def parts(self) -> list[tuple[str, str]]:
-        """Returns what is told beside the evidence: headings with their text."""
-        told = (("Rule", self.rule), ("What usually helps", self.advice), ("Read on", self.read_on))
-        return [(heading, text) for heading, text in told if text]
-
     def __str__(self) -> str:
-        further = [f"\n  {heading}: {text}" for heading, text in self.parts()]
-        return f"{self.kind.upper()}: {self.evidence}" + "".join(further)
+        return f"{self.kind.upper()}: {self.evidence}" + "".join(f"\n  {heading}: {it}" for heading, it in self._more())
 
     def _repr_html_(self) -> str:
-        further = [f"<br><em>{heading}:</em> {escape(text)}" for heading, text in self.parts()]
+        further = [f"<br><em>{heading}:</em> {escape(text)}" for heading, text in self._more()]
         return f"<strong>{escape(self.kind)}</strong>: {escape(self.evidence)}" + "".join(further)
+
+    def _more(self) -> list[tuple[str, str]]:
+        told = (("Rule", self.rule), ("What usually helps", self.advice), ("Read on", self.read_on))
+        return [(heading, text) for heading, text in told if text]
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ class Report:
             "log10 gradient": [format(row.log10_activation_gradient, decades) for row in rows],
             "of parameters": [format(row.log10_parameter_gradient, decades) if row.count else "-" for row in rows],
             "update/weight": ["-" if isnan(row.update_to_weight) else f"{row.update_to_weight:.1g}" for row in rows],
-            "gain": ["-" if isnan(row.gain) else _with_error(row.gain, row.gain_error, digits) for row in rows],
+            "gain": ["-" if isnan(row.gain) else _number(row.gain, digits) + _error(row.gain_error) for row in rows],
         }
         if columns is None:
             chosen = {name: column for name, column in everything.items() if set(column) != {"-"}}
@@ -157,13 +155,16 @@ class Report:
             chosen = {known_name("columns", name, everything): everything[name] for name in columns}
         return Table.from_columns(chosen)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = repr(self.table()).splitlines()
         if len(self.layers) > ROWS:
             left_out = f"... {len(self.layers) - ROWS} more; all are in report.layers"
             lines = [*lines[: 1 + ROWS // 2], left_out, *lines[-ROWS // 2 :]]
-        findings = [_filled(f"{number}. {finding}") for number, finding in enumerate(self.findings, start=1)]
-        return "\n".join([*lines, "", *self._summary(), "", *(findings or ["No problem was found."])])
+        lines += ["", *self._summary(), ""]
+        for number, finding in enumerate(self.findings, start=1):
+            for line in f"{number}. {finding}".splitlines():
+                lines.append(fill(line, 100, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 3)))
+        return "\n".join(lines if self.findings else [*lines, "No problem was found."])
 
     def _summary(self) -> list[str]:
         low, high = self.slope_range
@@ -173,8 +174,6 @@ class Report:
         if self.elsewhere:
             lines.append(f"parameters outside of the layers found: {', '.join(self.elsewhere)}")
         return lines
-
-    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         table, sick = self.table(), {escape(name) for finding in self.findings for name in finding.layers}
@@ -213,13 +212,6 @@ class Report:
         return json_value({"healthy": self.healthy, **asdict(self)})
 
 
-def _filled(text: str) -> str:
-    """The text with every line broken at 100 characters, the rest of a line set in."""
-    return "\n".join(
-        fill(line, 100, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 3)) for line in text.splitlines()
-    )
-
-
 def _number(value: float, digits: int) -> str:
     return f"{value:.0f}" if 10**digits <= abs(value) < 1e5 else f"{value:.{digits}g}"
 
@@ -228,5 +220,5 @@ def _share(value: float) -> str:
     return "-" if isnan(value) else f"{value:.0%}"
 
 
-def _with_error(value: float, error: float, digits: int) -> str:
-    return _number(value, digits) + ("" if isnan(error) else f" ± {error:.1g}")
+def _error(value: float) -> str:
+    return "" if isnan(value) else f" ± {value:.1g}"

@@ -73,7 +73,7 @@ def program_rows(
                 "waiting": waiting,
                 "log10_activation_gradient": activation * LOG10_OF_2,
                 "log10_parameter_gradient": parameter * LOG10_OF_2 if count else nan,
-                "lost": np.maximum(*map(share_lost, plain.norms[index], true[index])),
+                "lost": share_lost(plain.norms[index], true[index]).max(axis=0),
                 "finite": plain.seen[index]["finite"] == 1,
                 "finite_parameters": weight < inf,
             }
@@ -121,7 +121,6 @@ def network_rows(
     layers = [(name, *one, shape) for name, one, shape in zip(names, network.layers(params), shapes, strict=True)]
 
     def at_every_layer(values: Any, missing: float) -> list[float]:
-        """Values of the layers with parameters, and what is told of the others."""
         there = dict(zip(by_parameters.layers, np.asarray(values, np.float64), strict=True))
         return [there.get(name, missing) for name in names]
 
@@ -129,6 +128,7 @@ def network_rows(
     if optimizer is not None:
         updates = _next_update(optimizer, optimizer_state, gradient, params)
         ratios = 10.0 ** update_to_weight_ratios(network, params, updates).log10_norm
+    lost = share_lost(log2_norms(layer_squares(gradient)), by_parameters.log10_norm / LOG10_OF_2)
     gain = 10.0 ** (2 * gains.log10_norm) / [prod(shape) for shape in shapes]
     statistics = jax.device_get(statistics_of(network, params, x))
     columns = {
@@ -145,9 +145,7 @@ def network_rows(
         "update_to_weight": at_every_layer(ratios, nan),
         "gain": gain,
         "gain_error": gain * 2 * log(10) * np.asarray(gains.standard_error),
-        "lost": at_every_layer(
-            share_lost(log2_norms(layer_squares(gradient)), by_parameters.log10_norm / LOG10_OF_2), 0.0
-        ),
+        "lost": at_every_layer(lost, 0.0),
     }
     rows = zip(*columns.values(), strict=True)
     return [LayerReport(**dict(zip(columns, map(_plain, row), strict=True))) for row in rows], float(value)
@@ -159,10 +157,7 @@ def _plain(entry: Any, turn: tuple[int, ...] = ()) -> Any:
 
 
 def _next_update(optimizer: Any, state: Any, gradient: Any, params: Any) -> Any:
-    """Returns what the optimiser would add to the parameters: from `state`, or as its first update if that is `None`.
-
-    Without an optimiser that is `None`. Where it raises, a note is added that says what it was given.
-    """
+    """What the optimiser would add to the parameters, if there is one: from `state`, or as its first update."""
     if optimizer is None:
         return None
     try:
@@ -178,8 +173,6 @@ def _next_update(optimizer: Any, state: Any, gradient: Any, params: Any) -> Any:
 
 # ---- Passes through a program
 
-Norms = list[tuple[Any, Any]]
-
 
 class Pass(NamedTuple):
     """What one forward and backward pass has found; arrays of a layer have the axes of its turns.
@@ -187,19 +180,19 @@ class Pass(NamedTuple):
     - `loss`, `gradient`: of the parameters, as they are;
     - `squares`: per layer and parameter, the squared norm of its gradient;
     - `seen`: per layer, the statistics of its units and its gain, by the names of a report's columns;
-    - `norms`: per layer, log2 of the norm of the gradient, of its activation and of its parameters.
+    - `norms`: per layer, log2 of the norm of the gradient, of its activation and of its parameters, `(2, *turns)`.
     """
 
     loss: Any
     gradient: Any
     squares: Any
     seen: Any
-    norms: Norms
+    norms: list[np.ndarray]
 
 
 def _measured(
     program: Plan, layers: list[FoundLayer], trainable: Any, given: tuple[Any, ...], directions: int, key: Any
-) -> tuple[Pass, Norms]:
+) -> tuple[Pass, list[np.ndarray]]:
     """A pass, and the norms of the gradient of the loss times a power of two, where less underflows."""
     each = zip(jax.random.split(key, len(layers)), layers, strict=True)
     keys = [jax.random.split(one, layer.turns) if layer.turns else one for one, layer in each]
@@ -231,16 +224,20 @@ def _measured(
         norms = []
         for one, of_parameters, layer in zip(profiles, squares, layers, strict=True):
             activation = np.add(one.exponent, one.fraction, dtype=np.float64)[..., 0]
-            norms.append((activation - power, _combined_log2(of_parameters, layer.turns) - power))
+            norms.append(np.stack([activation, _combined_log2(of_parameters, layer.turns)]) - power)
         return Pass(loss, gradient, squares, jax.device_get(seen), norms)
 
     plain = passed(0)
-    power = _room({layer.dtype for layer in layers} | {leaf.dtype for leaf in jax.tree.leaves(trainable)}, plain)
-    while power > 0:
-        scaled = passed(power).norms
-        if all(np.all(values < inf) for pair in scaled for values in pair):
-            return plain, scaled
-        power //= 2
+    largest = max(float(np.max(one, initial=-inf)) for one in plain.norms)
+    if isfinite(largest):  # the loss is multiplied by as much as does not overflow
+        formats = {layer.dtype for layer in layers} | {leaf.dtype for leaf in jax.tree.leaves(trainable)}
+        room = min(jnp.finfo(one).maxexp for one in formats if jnp.issubdtype(one, jnp.floating)) - largest
+        power = min(int(room) - MARGIN, jnp.finfo(plain.loss.dtype).maxexp - 2, 125)
+        while power > 0:
+            scaled = passed(power).norms
+            if all(np.all(one < inf) for one in scaled):
+                return plain, scaled
+            power //= 2
     return plain, plain.norms
 
 
@@ -277,12 +274,3 @@ def _gains(layer: Callable[[Any], Any], look: Look, directions: int, key: Any) -
     gains = jax.vmap(one)(jax.random.split(key, directions))
     error = gains.std(ddof=1) / directions**0.5 if directions > 1 else jnp.full_like(gains[0], jnp.nan)
     return {"gain": gains.mean(), "gain_error": error}
-
-
-def _room(formats: set[Any], plain: Pass) -> int:
-    """The power of two that the loss can be multiplied by before anything overflows; 0 where something has already."""
-    largest = max(float(np.max(values, initial=-inf)) for pair in plain.norms for values in pair)
-    if not isfinite(largest):
-        return 0
-    room = min(jnp.finfo(one).maxexp for one in formats if jnp.issubdtype(one, jnp.floating))
-    return max(0, min(int(room - largest) - MARGIN, jnp.finfo(plain.loss.dtype).maxexp - 2, 125))
