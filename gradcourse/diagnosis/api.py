@@ -21,6 +21,7 @@ batch, and judges them by rules with thresholds (`gradcourse.diagnosis.findings`
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -89,14 +90,13 @@ def diagnose(
             f"optimizer={optimizer!r} is a {type(optimizer).__name__}; accepted is an optax optimiser "
             "(of Flax's nnx.Optimizer, its tx)."
         )
+    update = partial(_next_update, optimizer, optimizer_state)
     if isinstance(model_or_loss, Network):
         if not isinstance(batch, tuple) or len(batch) != 2:
             raise TypeError(f"batch={batch!r} is not accepted for a network; give (inputs, labels).")
         per_example = CROSS_ENTROPY if loss is None else loss
         try:
-            rows, value = network_rows(
-                model_or_loss, params, *batch, per_example, optimizer, optimizer_state, directions, key
-            )
+            rows, value = network_rows(model_or_loss, params, *batch, per_example, update, directions, key)
             return _report(rows, value, True, (), read_on)
         except FloatingPointError:  # activations overflow: where, a plain run tells
             loss = lambda outputs, labels: jax.vmap(per_example)(outputs, labels).mean()  # noqa: E731
@@ -110,7 +110,7 @@ def diagnose(
             "meet the batch in no product. Give the data as batch=, and the parameters as params=, not the other way "
             "round."
         )
-    rows, value = program_rows(program, trainable, given, optimizer, optimizer_state, directions, key)
+    rows, value = program_rows(program, trainable, given, update, directions, key)
     sound = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(given) if is_floating(leaf))
     return _report(rows, value, sound, tuple(path for path in paths if path not in placed), read_on)
 
@@ -120,3 +120,18 @@ def _report(
 ) -> Report:
     slope, low, high = gradient_slope(rows)
     return Report(tuple(rows), findings_of(rows, loss, sound, read_on), loss, slope, (low, high), elsewhere)
+
+
+def _next_update(optimizer: Any, state: Any, gradient: Any, params: Any) -> Any:
+    """What the optimiser would add to the parameters, if there is one: from `state`, or as its first update."""
+    if optimizer is None:
+        return None
+    try:
+        return optimizer.update(gradient, optimizer.init(params) if state is None else state, params)[0]
+    except Exception as error:
+        error.add_note(
+            "diagnose gave optimizer.update the gradient, optimizer_state and the parameters. Is that the state that "
+            "optimizer.init has made for these very parameters? Flax's nnx.Optimizer keeps it in another form; without "
+            "optimizer_state, the first update is told."
+        )
+        raise

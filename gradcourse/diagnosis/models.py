@@ -7,6 +7,7 @@ where they are called, so that the original never changes.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ def as_loss(
     given = batch if probes is None else (probes, *batch)
     call = model_or_loss
     if is_module:
-        call = _per_example(key) if is_from("equinox", held) else lambda model, *inputs: model(*inputs)
+        call = partial(_per_example, key) if is_from("equinox", held) else lambda model, *inputs: model(*inputs)
     trainable, rest, whole = _parted(held)
 
     def run(trainable: Any, given: tuple[Any, ...], finish: Callable[[Any], Any]) -> Any:
@@ -124,16 +125,12 @@ def _parted(held: Any) -> tuple[Any, Any, Callable[[Any, Any], Any]]:
 # ---- Calls
 
 
-def _per_example(key: Any) -> Callable[..., Any]:
+def _per_example(key: Any, model: Any, *inputs: Any) -> Any:
     """Equinox's modules take one example, and a key if they draw numbers."""
-
-    def call(model: Any, *inputs: Any) -> Any:
-        if "key" not in _parameters(type(model).__call__):
-            return jax.vmap(model)(*inputs)
-        keys = jax.random.split(key, jnp.shape(jax.tree.leaves(inputs)[0])[0])
-        return jax.vmap(lambda one, *example: model(*example, key=one))(keys, *inputs)
-
-    return call
+    if "key" not in _parameters(type(model).__call__):
+        return jax.vmap(model)(*inputs)
+    keys = jax.random.split(key, jnp.shape(jax.tree.leaves(inputs)[0])[0])
+    return jax.vmap(lambda one, *example: model(*example, key=one))(keys, *inputs)
 
 
 def _parameters(function: Any) -> dict[str, inspect.Parameter]:

@@ -76,16 +76,6 @@ class FoundLayer:
     units: tuple[int, ...] = ()
     index: int = -1
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of its activation, in one turn."""
-        return tuple(self.out.aval.shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The dtype of its activation."""
-        return np.dtype(self.out.aval.dtype)
-
 
 @dataclass
 class Plan:

@@ -7,7 +7,7 @@ a network they are measured in the log domain, whatever its depth.
 from collections.abc import Callable
 from functools import partial
 from math import inf, isfinite, log, nan, prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,29 +27,23 @@ from gradcourse.measure.gradients import (
 from gradcourse.measure.jacobians import layer_jacobian_norms
 from gradcourse.measure.units import activation_statistics, statistics_of
 from gradcourse.nn.network import Network, Params
-from gradcourse.probes import Probe, profile
+from gradcourse.probes import Probe, profile, squares
 from gradcourse.profile import LOG10_OF_2
 
 __all__ = ["network_rows", "program_rows"]
 
 STATISTICS = ("mean", "spread", "saturated", "silent", "dead")
+Update = Callable[[Any, Any], Any]  # the optimiser's, of a gradient and the parameters; without one it returns None
 MARGIN = 10  # binary digits that the scaled gradient stays below overflow
 
 
 def program_rows(
-    program: Plan,
-    trainable: Any,
-    given: tuple[Any, ...],
-    optimizer: Any,
-    optimizer_state: Any,
-    directions: int,
-    key: PRNGKeyArray,
+    program: Plan, trainable: Any, given: tuple[Any, ...], update: Update, directions: int, key: PRNGKeyArray
 ) -> tuple[list[LayerReport], float]:
     """Returns a row per layer and turn, in the order of the program, and the loss of `trainable` on what is given."""
     layers = program.all()
-    plain, true = _measured(program, layers, trainable, given, directions, key)
-    updates = _next_update(optimizer, optimizer_state, plain.gradient, trainable)
-    squares_of = jax.jit(partial(_squares, layers))
+    loss, gradient, slopes, seen, norms, true = _measured(program, trainable, given, directions, key)
+    squares_of, updates = jax.jit(partial(_squares, layers)), update(gradient, trainable)
     weights = jax.device_get(squares_of(trainable))
     moved = None if updates is None else jax.device_get(squares_of(updates))
     sizes = dict(zip(parameter_paths(trainable), map(jnp.size, jax.tree.leaves(trainable)), strict=True))
@@ -58,23 +52,23 @@ def program_rows(
         count = sum(sizes[path] // (prod(layer.turns) if path in layer.sliced else 1) for path in layer.given)
         weight, (activation, parameter) = _combined_log2(weights[index], layer.turns), true[index]
         waiting = any(
-            path in layer.weights and not np.any(own.square) and np.any(gradient.square)
-            for path, own, gradient in zip(layer.given, weights[index], plain.squares[index], strict=True)
+            path in layer.weights and not np.any(own.square) and np.any(slope.square)
+            for path, own, slope in zip(layer.given, weights[index], slopes[index], strict=True)
         )
         found.append(
-            plain.seen[index]
+            seen[index]
             | {
                 "parameters": tuple(layer.given),
-                "shape": layer.shape,
-                "dtype": str(layer.dtype),
+                "shape": layer.out.aval.shape,
+                "dtype": str(layer.out.aval.dtype),
                 "count": count,
-                "units": prod(layer.shape[axis] for axis in layer.units) if count else 0,
+                "units": prod(layer.out.aval.shape[axis] for axis in layer.units) if count else 0,
                 "in_chain": layer.is_product,
                 "waiting": waiting,
                 "log10_activation_gradient": activation * LOG10_OF_2,
                 "log10_parameter_gradient": parameter * LOG10_OF_2 if count else nan,
-                "lost": share_lost(plain.norms[index], true[index]).max(axis=0),
-                "finite": plain.seen[index]["finite"] == 1,
+                "lost": share_lost(norms[index], true[index]).max(axis=0),
+                "finite": seen[index]["finite"] == 1,
                 "finite_parameters": weight < inf,
             }
         )
@@ -88,7 +82,7 @@ def program_rows(
         )
         for layer, turn in program.order()
     ]
-    return rows, float(plain.loss)
+    return rows, float(loss)
 
 
 def network_rows(
@@ -97,10 +91,9 @@ def network_rows(
     x: Any,
     y: Any,
     loss: Callable[..., Any],
-    optimizer: Any,
-    optimizer_state: Any,
+    update: Update,
     directions: int,
-    key: PRNGKeyArray,
+    key: Any,
 ) -> tuple[list[LayerReport], float]:
     """Returns a row per layer, and the mean loss of the batch; `loss(output, label)` is of one example."""
     at_inputs = activation_gradient_norms(network, params, x, y, loss=loss)
@@ -125,8 +118,7 @@ def network_rows(
         return [there.get(name, missing) for name in names]
 
     ratios = np.full(len(by_parameters.layers), nan)
-    if optimizer is not None:
-        updates = _next_update(optimizer, optimizer_state, gradient, params)
+    if (updates := update(gradient, params)) is not None:
         ratios = 10.0 ** update_to_weight_ratios(network, params, updates).log10_norm
     lost = share_lost(log2_norms(layer_squares(gradient)), by_parameters.log10_norm / LOG10_OF_2)
     gain = 10.0 ** (2 * gains.log10_norm) / [prod(shape) for shape in shapes]
@@ -156,44 +148,15 @@ def _plain(entry: Any, turn: tuple[int, ...] = ()) -> Any:
     return np.asarray(entry)[turn].item() if isinstance(entry, np.generic | np.ndarray) else entry
 
 
-def _next_update(optimizer: Any, state: Any, gradient: Any, params: Any) -> Any:
-    """What the optimiser would add to the parameters, if there is one: from `state`, or as its first update."""
-    if optimizer is None:
-        return None
-    try:
-        return optimizer.update(gradient, optimizer.init(params) if state is None else state, params)[0]
-    except Exception as error:
-        error.add_note(
-            "diagnose gave optimizer.update the gradient, optimizer_state and the parameters. Is that the state that "
-            "optimizer.init has made for these very parameters? Flax's nnx.Optimizer keeps it in another form; without "
-            "optimizer_state, the first update is told."
-        )
-        raise
+def _measured(program: Plan, trainable: Any, given: tuple[Any, ...], directions: int, key: PRNGKeyArray) -> Any:
+    """What a forward and a backward pass have found; arrays of a layer have the axes of its turns.
 
-
-# ---- Passes through a program
-
-
-class Pass(NamedTuple):
-    """What one forward and backward pass has found; arrays of a layer have the axes of its turns.
-
-    - `loss`, `gradient`: of the parameters, as they are;
-    - `squares`: per layer and parameter, the squared norm of its gradient;
-    - `seen`: per layer, the statistics of its units and its gain, by the names of a report's columns;
-    - `norms`: per layer, log2 of the norm of the gradient, of its activation and of its parameters, `(2, *turns)`.
+    In this order: the loss; its gradient; per layer and parameter the squared norm of the gradient; per layer the
+    statistics of its units and its gain, by the names of a report's columns; per layer log2 of the norm of the
+    gradient, of its activation and of its parameters, `(2, *turns)`; the same from the loss times a power of two, where
+    less underflows.
     """
-
-    loss: Any
-    gradient: Any
-    squares: Any
-    seen: Any
-    norms: list[np.ndarray]
-
-
-def _measured(
-    program: Plan, layers: list[FoundLayer], trainable: Any, given: tuple[Any, ...], directions: int, key: Any
-) -> tuple[Pass, list[np.ndarray]]:
-    """A pass, and the norms of the gradient of the loss times a power of two, where less underflows."""
+    layers = program.all()
     each = zip(jax.random.split(key, len(layers)), layers, strict=True)
     keys = [jax.random.split(one, layer.turns) if layer.turns else one for one, layer in each]
 
@@ -218,47 +181,43 @@ def _measured(
         gradient, found = gradients
         return *results, gradient, _squares(layers, gradient), [profile([one]) for one in found]
 
-    def passed(power: int) -> Pass:
+    def passed(power: int) -> tuple[Any, ...]:
         loss, seen, gradient, *found = differentiated(trainable, jnp.float32(2.0**power), given)
-        squares, profiles = jax.device_get(found)
+        slopes, profiles = jax.device_get(found)
         norms = []
-        for one, of_parameters, layer in zip(profiles, squares, layers, strict=True):
+        for one, of_parameters, layer in zip(profiles, slopes, layers, strict=True):
             activation = np.add(one.exponent, one.fraction, dtype=np.float64)[..., 0]
             norms.append(np.stack([activation, _combined_log2(of_parameters, layer.turns)]) - power)
-        return Pass(loss, gradient, squares, jax.device_get(seen), norms)
+        return loss, gradient, slopes, jax.device_get(seen), norms
 
-    plain = passed(0)
-    largest = max(float(np.max(one, initial=-inf)) for one in plain.norms)
+    loss, *_, norms = plain = passed(0)
+    largest = max(float(np.max(one, initial=-inf)) for one in norms)
     if isfinite(largest):  # the loss is multiplied by as much as does not overflow
-        formats = {layer.dtype for layer in layers} | {leaf.dtype for leaf in jax.tree.leaves(trainable)}
+        formats = {layer.out.aval.dtype for layer in layers} | {leaf.dtype for leaf in jax.tree.leaves(trainable)}
         room = min(jnp.finfo(one).maxexp for one in formats if jnp.issubdtype(one, jnp.floating)) - largest
-        power = min(int(room) - MARGIN, jnp.finfo(plain.loss.dtype).maxexp - 2, 125)
+        power = min(int(room) - MARGIN, jnp.finfo(loss.dtype).maxexp - 2, 125)
         while power > 0:
-            scaled = passed(power).norms
+            *_, scaled = passed(power)
             if all(np.all(one < inf) for one in scaled):
-                return plain, scaled
+                return *plain, scaled
             power //= 2
-    return plain, plain.norms
+    return *plain, norms
 
 
 def _squares(layers: list[FoundLayer], tree: Any) -> list[list[Scaled]]:
     """Per layer and parameter, the squared norm: of every turn's slice, or of what all turns share."""
     leaves = dict(zip(parameter_paths(tree), jax.tree.leaves(tree), strict=True))
-
-    def of(leaf: Any, turns: int) -> Scaled:
-        size = jnp.abs(leaf)
-        return sum_of_squares([size.astype(jnp.promote_types(size.dtype, jnp.float32))], turns)
-
     return [
-        [of(leaves[path], len(layer.turns) if path in layer.sliced else 0) for path in layer.given] for layer in layers
+        [squares(leaves[path], *(layer.turns if path in layer.sliced else ())) for path in layer.given]
+        for layer in layers
     ]
 
 
 def _combined_log2(parts: list[Scaled], turns: tuple[int, ...]) -> Any:
     """The binary logarithm of the norm of all parts together, per turn."""
     with np.errstate(invalid="ignore"):
-        squares = np.broadcast_arrays(np.full(turns, -inf), *(2 * log2_norms(part) for part in parts))
-        return np.logaddexp2.reduce(squares) / 2
+        each = np.broadcast_arrays(np.full(turns, -inf), *(2 * log2_norms(part) for part in parts))
+        return np.logaddexp2.reduce(each) / 2
 
 
 def _gains(layer: Callable[[Any], Any], look: Look, directions: int, key: Any) -> dict[str, Any]:

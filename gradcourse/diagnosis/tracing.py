@@ -144,12 +144,7 @@ def _run_inner(eqn: Any, values: Any, plan: Plan, given: Mapping[int, Any], obse
         results, seen = run(plan, [*values[:consts], *state, *xs], mine, observe)
         return results[:carry], (results[carry:], seen)
 
-    state, (ys, seen) = lax.scan(
-        turn,
-        values[consts : consts + carry],
-        (values[consts + carry :], mine),
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    state, slices = values[consts : consts + carry], (values[consts + carry :], mine)
+    state, (ys, seen) = lax.scan(turn, state, slices, **options)
     return [*state, *ys], seen
