@@ -1,17 +1,16 @@
 """The rules by which a report's rows become findings: what is looked at, and from which number on it is a problem.
 
 - *not finite*: an activation, a parameter, a gradient or the loss holds NaN or infinity; nothing else is judged then;
-- *underflow*: a layer's gradient has lost more than a share of its norm in the model's own dtype;
+- *underflow*: share of the norm of a layer's gradient that is lost in the model's own dtype;
 - *vanishing*, *exploding*: decades that the gradient loses, or gains, between the last layer and the first, by the
   median slope of its profile;
 - *dead*: share of a layer's units that are dead, or all its units silent. Deep rectifier networks have half of them so
   at their start; in narrow layers the threshold is three standard errors above that;
 - *saturated*: share of a layer's activations in the tails of their function;
-- *frozen*: update over weight (about 1e-3 is usual; a thousand updates of the threshold's size change a thousandth), or
-  a gradient of exactly 0 that nothing above explains.
+- *frozen*: update over weight (about 1e-3 is usual), or a gradient of exactly 0 that nothing above explains.
 
-From which number on is in `THRESHOLDS`. They are meant to be wide of what healthy networks do: the tests hold them
-against a table of healthy networks and of networks that were made ill in one known way.
+From which number on is in `THRESHOLDS`. They are wide of what healthy networks do: the tests hold them against a table
+of healthy networks and of networks that were made ill in one known way.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -27,16 +27,7 @@ from gradcourse.diagnosis.monitor_history import MonitorHistory
 from gradcourse.nn.network import Network
 from gradcourse.profile import LOG10_OF_2, Profile
 
-__all__ = [
-    "Layers",
-    "MonitorState",
-    "arrays_by_holder",
-    "history_of",
-    "layers_of",
-    "monitored",
-    "names_of",
-    "snapshot",
-]
+__all__ = ["Layers", "MonitorState", "arrays_by_holder", "history_of", "layers_of", "monitored", "names_of", "snapshot"]
 
 Layers = tuple[tuple[str, tuple[str, ...]], ...]
 

@@ -32,7 +32,7 @@ import inspect
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial, update_wrapper
 from typing import Any
 
@@ -58,7 +58,7 @@ from gradcourse.profile import Profile
 
 __all__ = ["Monitor", "MonitoredStep", "monitor"]
 
-Path = tuple[Any, ...]  # of keys, to a monitored optimiser's state
+Tell = Callable[[Any, bool | None], Any]
 
 
 def monitor(
@@ -88,10 +88,7 @@ class Monitor:
 
     every: int
     keep: int
-    layers_of: Callable[[Any], Layers]
-
-    def __repr__(self) -> str:
-        return f"monitor(every={self.every}, keep={self.keep})"
+    layers_of: Callable[[Any], Layers] = field(repr=False)
 
     def optimizer(self, inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
         """Returns an optimiser whose updates are those of `inner` and whose state is a `MonitorState`.
@@ -123,8 +120,8 @@ class Monitor:
         `params` is the name of the argument that holds the parameters, any pytree; by default it is the first.
         `new_params` and `loss` are functions of what `step` returns: one returns the new parameters, by default the
         whole or its first entry, whichever has the form of the old ones; the other returns the loss, a scalar, or is
-        left out. `step` may donate its arguments: at a snapshot the parameters are copied before the call. Only there
-        the device is waited for. So memory for one more copy of the parameters is needed.
+        left out. `step` may donate its arguments: at a snapshot, where alone the device is waited for, the parameters
+        are copied before the call.
 
         Where an argument holds the state of a monitored optimiser, by itself, in a tuple, list or dictionary, or in a
         data class with a `replace` (a train state of Flax's), the calls decide when that looks: `step` is compiled
@@ -173,22 +170,22 @@ class MonitoredStep:
         self._layers: tuple[str, ...] = ()
         self._calls = 0
         self._last: tuple[int, float] | None = None  # number and end of the last call that was looked at
-        self._paths: dict[str, Path | None] = {}
+        self._tellers: dict[str, Tell | None] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Does and returns what the step does."""
         number, self._calls = self._calls, self._calls + 1
         due = number % self._monitor.every == 0
-        path = self._path("arguments", (args, kwargs))
+        tell = self._teller("arguments", (args, kwargs))
         before, structure = {}, None
-        if path is not None:  # the optimiser is told whether to look, and does it itself
-            args, kwargs = _told((args, kwargs), path, due)
+        if tell:  # the optimiser is told whether to look, and does it itself
+            args, kwargs = tell((args, kwargs), due)
         elif due:
             given = self._given(args, kwargs)
             before, structure = _copy(arrays_by_holder(given)), jax.tree.structure(given)
         results = self._step(*args, **kwargs)
-        if path is not None and (back := self._path("results", results)) is not None:
-            results = _told(results, back, None)
+        if tell and (tell_back := self._teller("results", results)):
+            results = tell_back(results, None)
         if due:
             self._note(number, before, None if structure is None else self._returned(results, structure), results)
         return results
@@ -210,11 +207,10 @@ class MonitoredStep:
         )
         return found if optimizer_state is None else history_of(optimizer_state, found)
 
-    def _path(self, side: str, tree: Any) -> Path | None:
-        """The path to the state, looked for once: it would take longer than all else here."""
-        if side not in self._paths:
-            self._paths[side] = _path_to_state(tree)
-        return self._paths[side]
+    def _teller(self, side: str, tree: Any) -> Tell | None:
+        if side not in self._tellers:  # looked for once: it would take longer than all else here
+            self._tellers[side] = _teller(tree)
+        return self._tellers[side]
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._params is not None and self._params in kwargs:
@@ -263,32 +259,24 @@ def _moved(layers: Layers, before: Any, after: Any) -> Any:
     return snapshot(layers, None, jax.tree.map(jnp.subtract, after, before), before)
 
 
-def _path_to_state(tree: Any) -> Path | None:
-    """The keys that lead to a `MonitorState`, through containers in which it may be replaced.
+def _teller(tree: Any) -> Tell | None:
+    """The function that tells the `MonitorState` in a tree of this form whether to look; `None` without such a state.
 
-    Named tuples are none of them: an optimiser such as `optax.MultiSteps` decides by itself when to update.
+    It is looked for in containers in which it may be replaced. Named tuples are none of them: an optimiser such as
+    `optax.MultiSteps` decides by itself when to update.
     """
     if isinstance(tree, MonitorState):
-        return ()
-    entries: Any = ()
+        return lambda tree, look: tree._replace(about=replace(tree.about, look=look))
     if type(tree) in (tuple, list):
-        entries = enumerate(tree)
+        for at, entry in enumerate(tree):
+            if tell := _teller(entry):
+                return lambda tree, look, tell=tell: type(tree)((*tree[:at], tell(tree[at], look), *tree[at + 1 :]))
     elif type(tree) is dict:
-        entries = tree.items()
+        for key, entry in tree.items():
+            if tell := _teller(entry):
+                return lambda tree, look, tell=tell: tree | {key: tell(tree[key], look)}
     elif is_dataclass(tree) and hasattr(tree, "replace"):
-        entries = ((one.name, getattr(tree, one.name)) for one in fields(tree))
-    for key, entry in entries:
-        if (rest := _path_to_state(entry)) is not None:
-            return (key, *rest)
+        for name in (one.name for one in fields(tree)):
+            if tell := _teller(getattr(tree, name)):
+                return lambda tree, look, tell=tell: tree.replace(**{name: tell(getattr(tree, name), look)})
     return None
-
-
-def _told(tree: Any, path: Path, look: bool | None) -> Any:
-    """The tree with `look` in the `MonitorState` at the end of the path."""
-    if not path:
-        return tree._replace(about=replace(tree.about, look=look))
-    key, rest = path[0], path[1:]
-    if hasattr(tree, "replace"):
-        return tree.replace(**{key: _told(getattr(tree, key), rest, look)})
-    entry = _told(tree[key], rest, look)
-    return tree | {key: entry} if isinstance(tree, dict) else type(tree)((*tree[:key], entry, *tree[key + 1 :]))
