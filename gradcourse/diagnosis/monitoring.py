@@ -266,17 +266,19 @@ def _teller(tree: Any) -> Tell | None:
     `optax.MultiSteps` decides by itself when to update.
     """
     if isinstance(tree, MonitorState):
-        return lambda tree, look: tree._replace(about=replace(tree.about, look=look))
+        return lambda state, look: state._replace(about=replace(state.about, look=look))
+    entries: Any = ()
     if type(tree) in (tuple, list):
-        for at, entry in enumerate(tree):
-            if tell := _teller(entry):
-                return lambda tree, look, tell=tell: type(tree)((*tree[:at], tell(tree[at], look), *tree[at + 1 :]))
+        entries = enumerate(tree)
     elif type(tree) is dict:
-        for key, entry in tree.items():
-            if tell := _teller(entry):
-                return lambda tree, look, tell=tell: tree | {key: tell(tree[key], look)}
+        entries = tree.items()
     elif is_dataclass(tree) and hasattr(tree, "replace"):
-        for name in (one.name for one in fields(tree)):
-            if tell := _teller(getattr(tree, name)):
-                return lambda tree, look, tell=tell: tree.replace(**{name: tell(getattr(tree, name), look)})
-    return None
+        entries = ((one.name, getattr(tree, one.name)) for one in fields(tree))
+    return next((partial(_told, key, tell) for key, entry in entries if (tell := _teller(entry))), None)
+
+
+def _told(key: Any, tell: Tell, tree: Any, look: bool | None) -> Any:
+    if hasattr(tree, "replace"):
+        return tree.replace(**{key: tell(getattr(tree, key), look)})
+    entry = tell(tree[key], look)
+    return tree | {key: entry} if isinstance(tree, dict) else type(tree)((*tree[:key], entry, *tree[key + 1 :]))

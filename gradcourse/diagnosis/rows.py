@@ -17,7 +17,7 @@ from jaxtyping import Array, PRNGKeyArray
 from gradcourse._logdomain import Scaled, log2_norms, share_lost, sum_of_squares
 from gradcourse.diagnosis.plan import FoundLayer, Plan
 from gradcourse.diagnosis.report import LayerReport
-from gradcourse.diagnosis.tracing import Look, parameter_paths, run
+from gradcourse.diagnosis.tracing import Known, parameter_paths, run
 from gradcourse.measure.gradients import (
     activation_gradient_norms,
     layer_squares,
@@ -32,7 +32,6 @@ from gradcourse.profile import LOG10_OF_2
 
 __all__ = ["network_rows", "program_rows"]
 
-STATISTICS = ("mean", "spread", "saturated", "silent", "dead")
 Update = Callable[[Any, Any], Any]  # the optimiser's, of a gradient and the parameters; without one it returns None
 MARGIN = 10  # binary digits that the scaled gradient stays below overflow
 
@@ -131,7 +130,7 @@ def network_rows(
         "count": [sum(leaf.size for leaf in jax.tree.leaves(p)) for _, _, p, _ in layers],
         "units": [shape[-1] if layer.activation is not None else 0 for _, layer, _, shape in layers],
         "in_chain": [bool(p) for _, _, p, _ in layers],
-        **{name: getattr(statistics, name) for name in STATISTICS},
+        **{name: getattr(statistics, name) for name in ("mean", "spread", "saturated", "silent", "dead")},
         "log10_activation_gradient": [*of_batch[1:], log2_norms(sum_of_squares([at_output])) * LOG10_OF_2],
         "log10_parameter_gradient": at_every_layer(by_parameters.log10_norm, nan),
         "update_to_weight": at_every_layer(ratios, nan),
@@ -160,13 +159,15 @@ def _measured(program: Plan, trainable: Any, given: tuple[Any, ...], directions:
     each = zip(jax.random.split(key, len(layers)), layers, strict=True)
     keys = [jax.random.split(one, layer.turns) if layer.turns else one for one, layer in each]
 
-    def observe(layer: FoundLayer, look: Look, key: Any) -> dict[str, Any]:
+    def observe(layer: FoundLayer, key: Any, value: Any, activation: Known, product: Known | None) -> dict[str, Any]:
+        function, preactivation = activation
+
         def slope(at: Any) -> Any:
-            return jax.vjp(look.activation, at)[1](jnp.ones_like(look.value))[0].astype(jnp.float32)
+            return jax.vjp(function, at)[1](jnp.ones_like(value))[0].astype(jnp.float32)
 
         # The activation may hold parameters of the shape of what it is given: it is a piece of the program.
-        found = activation_statistics(look.preactivation, look.value, slope, layer.units, whole=True)
-        return found if look.layer is None else found | _gains(look.layer, look, directions, key)
+        found = activation_statistics(preactivation, value, slope, layer.units, whole=True)
+        return found if product is None else found | _gains(product, value, directions, key)
 
     # It runs twice: compiled to be compiled fast, rather than to be fast.
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
@@ -220,12 +221,12 @@ def _combined_log2(parts: list[Scaled], turns: tuple[int, ...]) -> Any:
         return np.logaddexp2.reduce(each) / 2
 
 
-def _gains(layer: Callable[[Any], Any], look: Look, directions: int, key: Any) -> dict[str, Any]:
+def _gains(product: Known, value: Any, directions: int, key: PRNGKeyArray) -> dict[str, Any]:
     """The mean squared gain of the layer's Jacobian on the way back, and its standard error."""
-    _, pull = jax.vjp(layer, look.input)
+    _, pull = jax.vjp(*product)
 
-    def one(key: Any) -> Any:
-        cotangent = jax.random.normal(key, look.value.shape, look.value.dtype)
+    def one(key: PRNGKeyArray) -> Any:
+        cotangent = jax.random.normal(key, value.shape, value.dtype)
         (pulled,) = pull(cotangent)
         before, after = (jnp.sum(jnp.square(part.astype(jnp.float32))) for part in (cotangent, pulled))
         return after / before

@@ -21,7 +21,6 @@ is given parameters and data is a layer as a whole. A call of `probe` in the mod
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -33,25 +32,11 @@ from gradcourse.diagnosis._jaxprs import consts_and_carry, evaluated, results_of
 from gradcourse.diagnosis.plan import PROBES, FoundLayer, Given, Plan, Role, find, name_layers
 from gradcourse.probes import Probe, probe
 
-__all__ = ["Look", "parameter_paths", "run", "traced"]
+__all__ = ["Known", "parameter_paths", "run", "traced"]
 
 
-@dataclass(frozen=True)
-class Look:
-    """What there is to see of a layer while the program runs.
-
-    - `value`: its activation; `preactivation` and `activation`, the function that leads from there to the value;
-    - `input` and `layer`, the function that leads from there to the value; both `None` where it is no product.
-    """
-
-    value: Any
-    preactivation: Any
-    activation: Callable[[Any], Any]
-    input: Any
-    layer: Callable[[Any], Any] | None
-
-
-Observe = Callable[[FoundLayer, Look, Any], Any]
+Known = tuple[Callable[[Any], Any], Any]  # a function that leads to a layer's activation, and where it begins
+Observe = Callable[[FoundLayer, Any, Any, Known, Known | None], Any]
 
 
 def parameter_paths(params: Any) -> list[str]:
@@ -87,8 +72,10 @@ def run(
 ) -> tuple[list[Any], dict[int, Any]]:
     """Returns the program's results at the leaves `values` of what it was traced with, and what was observed.
 
-    `given` holds, by the layers' indices, a probe and anything extra for `observe(layer, look, extra)`, both with the
-    axes `turns` in front; so do the observations have them.
+    `given` holds, by the layers' indices, a probe and anything extra, both with the axes `turns` in front; so do the
+    observations have them. `observe(layer, extra, value, activation, product)` is shown the value of the layer's
+    activation, the function that leads there from the pre-activation, with that, and the same from the input of a
+    product, else `None`. Nothing of it reaches the loss.
     """
     ends: dict[Any, list[FoundLayer]] = {}
     for layer in plan.layers:
@@ -106,29 +93,28 @@ def run(
     def probed(variable: Any, value: Any, env: dict[Any, Any]) -> Any:
         for layer in ends.get(variable, ()):
             mine, extra = given[layer.index]
-            seen[layer.index] = observe(layer, _look(layer, env | {variable: value}), extra)
+            seen[layer.index] = observe(layer, extra, *_known(layer, env | {variable: value}))
             value = probe(value, mine)
         return value
 
     return evaluated(plan.closed, values, step), seen
 
 
-def _look(layer: FoundLayer, env: Mapping[Any, Any]) -> Look:
-    """What `observe` is shown; nothing of it reaches the loss."""
+def _known(layer: FoundLayer, env: Mapping[Any, Any]) -> tuple[Any, Known, Known | None]:
     used = {atom for eqn in (*layer.activation, *layer.layer) for atom in variables(eqn.invars)}
     known = {atom: lax.stop_gradient(env[atom]) for atom in (*used, layer.at, layer.out)}
 
-    def replayed(source: Any, eqns: Sequence[Any]) -> Callable[[Any], Any]:
+    def replayed(source: Any, eqns: Sequence[Any]) -> Known:
         def function(start: Any) -> Any:
             local = known | {source: start}
             for eqn in eqns:
                 local |= zip(eqn.outvars, results_of(eqn, local), strict=True)
             return local[layer.out]
 
-        return function
+        return function, known[source]
 
-    source, whole = (known[layer.input], replayed(layer.input, layer.layer)) if layer.layer else (None, None)
-    return Look(known[layer.out], known[layer.at], replayed(layer.at, layer.activation), source, whole)
+    product = replayed(layer.input, layer.layer) if layer.layer else None
+    return known[layer.out], replayed(layer.at, layer.activation), product
 
 
 def _run_inner(eqn: Any, values: Any, plan: Plan, given: Mapping[int, Any], observe: Observe) -> Any:
