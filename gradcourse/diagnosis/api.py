@@ -77,8 +77,7 @@ def diagnose(
     - `read_on`: for each kind of finding, where it is explained; by default a chapter of the course.
 
     Cost: two forward and backward passes, and `directions` backward passes more; everything is compiled once. The
-    gradient is taken twice, once of a scaled loss, so that what underflows is told from what is 0; it is right down to
-    about 1e-75 in float32.
+    second pass is of a scaled loss, so that what underflows, down to about 1e-75 in float32, is told from what is 0.
 
     Raises `TypeError` or `ValueError` for what cannot be called or differentiated; where the model itself raises, a
     note is added that says what it was called with.
@@ -107,8 +106,7 @@ def diagnose(
     if not placed:
         raise ValueError(
             f"no layer was found in {getattr(model_or_loss, '__name__', 'the model')}: its parameters, {paths[:5]}, "
-            "meet the batch in no product. Give the data as batch=, and the parameters as params=, not the other way "
-            "round."
+            "meet the batch in no product. Give the data as batch=, the parameters as params=, not the other way round."
         )
     rows, value = program_rows(program, trainable, given, update, directions, key)
     sound = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(given) if is_floating(leaf))

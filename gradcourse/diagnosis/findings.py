@@ -2,8 +2,7 @@
 
 - *not finite*: an activation, a parameter, a gradient or the loss holds NaN or infinity; nothing else is judged then;
 - *underflow*: share of the norm of a layer's gradient that is lost in the model's own dtype;
-- *vanishing*, *exploding*: decades that the gradient loses, or gains, between the last layer and the first, by the
-  median slope of its profile;
+- *vanishing*, *exploding*: decades lost, or gained, from the last layer to the first, by the profile's median slope;
 - *dead*: share of a layer's units that are dead, or all its units silent. Deep rectifier networks have half of them so
   at their start; in narrow layers the threshold is three standard errors above that;
 - *saturated*: share of a layer's activations in the tails of their function;
@@ -120,14 +119,11 @@ def _underflow(rows: Sequence[LayerReport]) -> Found:
         deepest = min(row.log10_activation_gradient for row in lost if row.lost > least)
         size = f"; the smallest norm is 1e{deepest:.0f}" if isfinite(deepest) else ""
         gone = sum(row.lost > 0.999 or row.log10_activation_gradient == -inf for row in lost)
-        evidence = (
-            f"{len(lost)} layers lose more than {least:.0%} of their gradient's norm in {lost[0].dtype}, {gone} of "
-            f"them all of it{size}"
-        )
+        evidence = f"{len(lost)} layers lose more than {least:.0%} of their gradient's norm in {lost[0].dtype}, "
+        evidence += f"{gone} of them all of it{size}"
         rule = f"with a scaled loss the gradient's norm is larger by more than {least:.0%} of it"
         advice = (
-            "scale the loss, or compute in bfloat16 or float32; where the gradient vanishes with depth, cure that "
-            "first."
+            "scale the loss, or compute in bfloat16 or float32; where gradients vanish with depth, cure that first."
         )
         yield "underflow", lost, evidence, rule, advice
 
@@ -164,7 +160,8 @@ def _slope(rows: Sequence[LayerReport]) -> Found:
 
 def _dead(rows: Sequence[LayerReport]) -> Found:
     # Half the units of a deep rectifier network may be off at its start; what is above that by chance is no illness.
-    limits = [max(THRESHOLDS["dead"], 0.5 + 1.5 / sqrt(row.units or 1)) for row in rows]
+    least = THRESHOLDS["dead"]
+    limits = [max(least, 0.5 + 1.5 / sqrt(row.units or 1)) for row in rows]
     dead = [row for row, limit in zip(rows, limits, strict=True) if row.units and (row.dead > limit or row.silent == 1)]
     if dead:
         worst = max(dead, key=lambda row: (row.dead, row.silent))
@@ -172,8 +169,7 @@ def _dead(rows: Sequence[LayerReport]) -> Found:
             f"in layer {worst.name!r} {worst.silent:.0%} of {worst.units} units have a slope of exactly 0 on every "
             f"example, and {worst.dead:.0%} would have it 4 standard deviations further out{_in_all(dead)}"
         )
-        least = f"{THRESHOLDS['dead']:.0%}"
-        rule = f"more than {least} of a layer's units are dead (more where they are few), or all are silent"
+        rule = f"more than {least:.0%} of a layer's units are dead (more where they are few), or all are silent"
         advice = (
             "look at the biases and at the input's mean; a lower learning rate or a warm-up, if training has killed "
             "them; a leaky rectifier, whose slope is nowhere 0."

@@ -1,8 +1,7 @@
 """An optimiser that keeps the last snapshots of its gradients and updates in its own state: pure, and of fixed size.
 
 A *snapshot* is a few numbers per layer, which is whatever holds arrays directly, as `diagnosis.monitoring.monitor`
-says. What is called `Layers` here says, for each holder, which layers its arrays are: one, or several that are stacked
-along their first axis.
+says. `Layers` tells of each holder which layers its arrays are: one, or several, stacked along their first axis.
 
 >>> params = {"dense": {"bias": jnp.zeros(3), "weight": jnp.full((2, 3), 2.0)}, "blocks": jnp.ones((2, 5))}
 >>> layers_of(params, ["blocks"])
@@ -50,8 +49,7 @@ class MonitorState(NamedTuple):
 
     - `inner`: the wrapped optimiser's own;
     - `count`: how many updates were made; `taken`: how many snapshots;
-    - `step`, `seen`: the count at each snapshot, `(keep,)`, and what was seen, `(keep, 4, layer)`, the oldest
-      overwritten first;
+    - `step`, `seen`: the count at each snapshot, `(keep,)`, and the snapshots, `(keep, 4, layer)`; the oldest go first;
     - `about`: the layers' names and the monitor's settings, which are no arrays.
     """
 
@@ -148,8 +146,7 @@ def arrays_by_holder(tree: Any) -> dict[str, list[Any]]:
 def layers_of(params: Any, stacked: Sequence[str] = (), network: Network | None = None) -> Layers:
     """Returns the layers of a tree of parameters: of a `network` its own, else those of each holder.
 
-    Raises `ValueError` for parameters without arrays, for `stacked` names that are not there and for parameters of
-    another network.
+    Raises `ValueError` for parameters without arrays or of another network, and for `stacked` names that are not there.
     """
     found = arrays_by_holder(params)
     if not found:

@@ -120,8 +120,7 @@ class Monitor:
         `params` is the name of the argument that holds the parameters, any pytree; by default it is the first.
         `new_params` and `loss` are functions of what `step` returns: one returns the new parameters, by default the
         whole or its first entry, whichever has the form of the old ones; the other returns the loss, a scalar, or is
-        left out. `step` may donate its arguments: at a snapshot, where alone the device is waited for, the parameters
-        are copied before the call.
+        left out. `step` may donate its arguments: at a snapshot, where alone the device is waited for, they are copied.
 
         Where an argument holds the state of a monitored optimiser, by itself, in a tuple, list or dictionary, or in a
         data class with a `replace` (a train state of Flax's), the calls decide when that looks: `step` is compiled

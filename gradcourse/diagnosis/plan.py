@@ -134,7 +134,8 @@ def find(closed: Any, roles_in: Sequence[Role], constants: Role) -> tuple[list[R
             if inner.all():
                 plan.inner[index] = inner
         plan.roles |= zip(eqn.outvars, results, strict=True)
-        plan.below |= dict.fromkeys(eqn.outvars, _below(plan, variables(eqn.invars)))
+        below = frozenset[FoundLayer]().union(*(plan.below.get(atom, ()) for atom in variables(eqn.invars)))
+        plan.below |= dict.fromkeys(eqn.outvars, below)
         data = [atom for atom, one in zip(eqn.invars, given, strict=True) if one is True]
         params = _joined(one for one in given if isinstance(one, frozenset))
         if name == "custom_vjp_call" and (path := _probed(given)) is not None:
@@ -148,10 +149,6 @@ def find(closed: Any, roles_in: Sequence[Role], constants: Role) -> tuple[list[R
     for layer in plan.layers:
         _complete(plan, layer)
     return [plan.role(atom) for atom in jaxpr.outvars], plan
-
-
-def _below(plan: Plan, atoms: Iterable[Any]) -> frozenset[FoundLayer]:
-    return frozenset[FoundLayer]().union(*(plan.below.get(atom, ()) for atom in atoms))
 
 
 def _meet(plan: Plan, index: int, data: list[Any], params: frozenset[Given]) -> None:
@@ -170,8 +167,7 @@ def _meet(plan: Plan, index: int, data: list[Any], params: frozenset[Given]) -> 
     if name in ("add", "sub"):  # a bias
         owner = next((plan.ends[atom] for atom in data if atom in plan.ends), None)
     if owner is None and is_elementwise and (module := _module(paths)):
-        reached = _below(plan, data)
-        same = (one for one in reversed(plan.layers) if one in reached and _module(one.given) == module)
+        same = (one for one in reversed(plan.layers) if one in plan.below[out] and _module(one.given) == module)
         owner = next(same, None)
     if owner is None:
         owner = FoundLayer(paths, is_product, out, index)

@@ -1,8 +1,4 @@
-"""The report of a diagnosis: a row per layer, the findings, and how both are shown.
-
-`gradcourse.diagnose` makes it; `print` shows it as text, a notebook as HTML, `plot` as a figure, `to_dict` as what JSON
-can hold.
-"""
+"""The report of a diagnosis: a row per layer, the findings, and how both are shown: as text, HTML, a figure, JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,8 +26,7 @@ class LayerReport:
     - `shape`, `dtype`: of its activation $h$, batch included; `count`: of its parameters;
     - `mean`, `spread`: mean and standard deviation of the activation, over all its entries;
     - `saturated`: share of entries in the tails of the activation function; `silent`, `dead`: share of units that pass
-      nothing back on this batch, and of those that would not further out either. They are defined in
-      `gradcourse.measure.units.activation_statistics`;
+      nothing back on this batch, or further out either, as `gradcourse.measure.units.activation_statistics` says;
     - `log10_activation_gradient`: $\log_{10} \|\partial C/\partial h\|$, of the loss $C$ as it was given, over the
       whole batch; `log10_parameter_gradient`: the same for its parameters. Minus infinity where it is exactly 0;
     - `update_to_weight`: norm of the optimiser's update over that of the parameters;
@@ -130,9 +125,8 @@ class Report:
     def table(self, columns: Sequence[str] | None = None, *, digits: int = 2) -> Table:
         """Returns the rows as a table, of the named `columns` or of all that some layer has.
 
-        The columns are `"layer"`, `"activation"`, `"parameters"`, `"mean"`, `"spread"`, `"saturated"`, `"silent"`,
-        `"dead"`, `"log10 gradient"`, `"of parameters"`, `"update/weight"` and `"gain"`. Numbers have so many `digits`,
-        logarithms one decimal fewer.
+        They are `"layer"`, `"activation"`, `"parameters"`, `"mean"`, `"spread"`, `"saturated"`, `"silent"`, `"dead"`,
+        `"log10 gradient"`, `"of parameters"`, `"update/weight"`, `"gain"`. Logarithms have one of the `digits` less.
         """
         rows, decades = self.layers, f".{digits - 1}f"
         everything = {
@@ -147,13 +141,11 @@ class Report:
             "log10 gradient": [format(row.log10_activation_gradient, decades) for row in rows],
             "of parameters": [format(row.log10_parameter_gradient, decades) if row.count else "-" for row in rows],
             "update/weight": ["-" if isnan(row.update_to_weight) else f"{row.update_to_weight:.1g}" for row in rows],
-            "gain": ["-" if isnan(row.gain) else _number(row.gain, digits) + _error(row.gain_error) for row in rows],
+            "gain": ["-" if isnan(row.gain) else _number(row.gain, digits, row.gain_error) for row in rows],
         }
         if columns is None:
-            chosen = {name: column for name, column in everything.items() if set(column) != {"-"}}
-        else:
-            chosen = {known_name("columns", name, everything): everything[name] for name in columns}
-        return Table.from_columns(chosen)
+            columns = [name for name, column in everything.items() if set(column) != {"-"}]
+        return Table.from_columns({known_name("columns", name, everything): everything[name] for name in columns})
 
     def __repr__(self) -> str:
         lines = repr(self.table()).splitlines()
@@ -212,13 +204,10 @@ class Report:
         return json_value({"healthy": self.healthy, **asdict(self)})
 
 
-def _number(value: float, digits: int) -> str:
-    return f"{value:.0f}" if 10**digits <= abs(value) < 1e5 else f"{value:.{digits}g}"
+def _number(value: float, digits: int, error: float = nan) -> str:
+    text = f"{value:.0f}" if 10**digits <= abs(value) < 1e5 else f"{value:.{digits}g}"
+    return text if isnan(error) else f"{text} ± {error:.1g}"
 
 
 def _share(value: float) -> str:
     return "-" if isnan(value) else f"{value:.0%}"
-
-
-def _error(value: float) -> str:
-    return "" if isnan(value) else f" ± {value:.1g}"

@@ -150,10 +150,9 @@ def _plain(entry: Any, turn: tuple[int, ...] = ()) -> Any:
 def _measured(program: Plan, trainable: Any, given: tuple[Any, ...], directions: int, key: PRNGKeyArray) -> Any:
     """What a forward and a backward pass have found; arrays of a layer have the axes of its turns.
 
-    In this order: the loss; its gradient; per layer and parameter the squared norm of the gradient; per layer the
-    statistics of its units and its gain, by the names of a report's columns; per layer log2 of the norm of the
-    gradient, of its activation and of its parameters, `(2, *turns)`; the same from the loss times a power of two, where
-    less underflows.
+    In this order: the loss; its gradient; per layer and parameter the gradient's squared norm; per layer the statistics
+    of its units and its gain, by the names of a report's columns; per layer log2 of the norm of the gradient, of its
+    activation and of its parameters, `(2, *turns)`; the same from a scaled loss, where less underflows.
     """
     layers = program.all()
     each = zip(jax.random.split(key, len(layers)), layers, strict=True)

@@ -1,7 +1,6 @@
 """How the units of a layer stand on a batch: their spread, which share of them is in the tails, and which are silent.
 
-Each number is defined once, in `activation_statistics`, for the layers of a network and for those that a report has
-found in anybody's program.
+Each number is defined in `activation_statistics`: for a network's layers, and those of anybody's program in a report.
 
 >>> import jax
 >>> from gradcourse.nn.network import mlp
@@ -88,8 +87,8 @@ def activation_statistics(
 
     The units lie along the axes `units`. `slope` returns the slopes of the activation function at any pre-activations;
     if it is `whole`, it takes those in the shape of `s` alone. `here` are the slopes at `s`, if they are known. The
-    steepest slope is looked for on the batch and at nine places between -20 and 20; a function levels off whose slope
-    at these two is below 5 % of it.
+    steepest is looked for on the batch and at nine places from -20 to 20, at whose ends slopes of functions that level
+    off are below 5 % of it.
 
     >>> s = jnp.array([[-3.0, 1.0], [-2.9, -1.0], [-3.1, 2.0]])
     >>> found = activation_statistics(s, jax.nn.relu(s), lambda s: jnp.where(s > 0, 1.0, 0.0), (1,))
