@@ -1,6 +1,6 @@
 """Errors that name the argument, the value received, what is accepted and the way out.
 
-Every public function checks its arguments here, so that a wording is written, and tested, once.
+The checks that several modules need; a check that only one needs stands there, in the same form.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["is_from", "known_name", "measurable_input", "positive_integer", "positive_number"]
+__all__ = ["is_from", "known_false", "known_name", "measurable_input", "positive_integer", "positive_number", "traced"]
 
 
 def known_name(argument: str, value: Any, accepted: Iterable[str]) -> str:
@@ -111,12 +111,12 @@ def _all_finite(x: jax.Array) -> jax.Array:
 
 
 def traced(tree: Any) -> bool:
-    """Whether an array in `tree` is being traced by `jit` or `vmap`, so that its numbers are not known yet."""
+    """Returns whether an array in `tree` is being traced by `jit` or `vmap`, so that its numbers are not known yet."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def known_false(condition: jax.Array) -> bool:
-    """Whether `condition` is false here and now; a value still being traced by `jit` or `vmap` is not known."""
+    """Returns whether `condition` is false here and now; a value still being traced by `jit` or `vmap` is not known."""
     try:
         return not bool(condition)
     except jax.errors.ConcretizationTypeError:

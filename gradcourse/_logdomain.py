@@ -24,6 +24,8 @@ from gradcourse._checks import known_false
 from gradcourse.profile import Profile
 
 __all__ = [
+    "LN10",
+    "NO_EXPONENT",
     "Scaled",
     "check_overflow",
     "dot",

@@ -1,12 +1,14 @@
 """How results are handed out: tables for people, and what JSON can hold, which knows neither arrays nor infinities."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from math import isfinite, isnan
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Table", "json_value"]
+__all__ = ["Table", "json_value", "numbers"]
 
 
 class Table:
@@ -45,18 +47,35 @@ class Table:
         return "\n".join([rows[0], "|---" * len(self.headings) + "|", *rows[1:]])
 
 
-def json_value(value: Any) -> Any:
-    """Returns the same with arrays and tuples as lists, infinities as words, and `None` for NaN.
+def json_value(value: Any, *, digits: int | None = None, nan: str | None = None) -> Any:
+    """Returns the same as JSON can hold it: arrays and tuples as lists, infinities as the words `"inf"` and `"-inf"`.
+
+    NaN becomes `nan`. With `digits`, every number becomes a `float` of so many significant digits. `numbers` reads it
+    back.
 
     >>> json_value({"norm": np.array([1.0, -np.inf]), "gain": float("nan")})
     {'norm': [1.0, '-inf'], 'gain': None}
+    >>> json_value([np.pi, 2], digits=3)
+    [3.14, 2.0]
     """
+    one = partial(json_value, digits=digits, nan=nan)
     if isinstance(value, Mapping):
-        return {key: json_value(one) for key, one in value.items()}
-    if isinstance(value, np.ndarray):
-        return json_value(value.tolist())
+        return {key: one(entry) for key, entry in value.items()}
+    if hasattr(value, "tolist"):  # arrays, and numbers of their kinds
+        return one(value.tolist())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [json_value(one) for one in value]
+        return [one(entry) for entry in value]
+    if digits is not None and isinstance(value, int | float):
+        value = float(f"{float(value):.{digits}g}")
     if isinstance(value, float) and not isfinite(value):
-        return None if isnan(value) else str(value)
+        return nan if isnan(value) else str(value)
     return value
+
+
+def numbers(value: Any) -> NDArray[np.float64]:
+    """Returns the numbers that `json_value` has made JSON of, as an array; both `None` and `"nan"` are NaN.
+
+    >>> numbers(json_value([1.0, -np.inf, np.nan]))
+    array([  1., -inf,  nan])
+    """
+    return np.array(value, np.float64)

@@ -9,7 +9,7 @@ import nbformat
 import numbers_in_prose
 import pytest
 
-from gradcourse.course.claims import CLAIMS
+from gradcourse.course.claims import CLAIMS, RECORD_MIME
 
 CHAPTERS = guard.chapters()
 
@@ -103,9 +103,9 @@ def test_each_fault_is_named(check: Callable[[Any], Iterator[str]], spoiled: Cal
 def test_a_claim_without_a_measurement_is_named() -> None:
     notebook = small_notebook()
     one = {"claim": "C06", "verdict": "supported"}
-    notebook.cells[1].outputs.append(nbformat.v4.new_output("execute_result", data={guard.RECORD: one}))
+    notebook.cells[1].outputs.append(nbformat.v4.new_output("execute_result", data={RECORD_MIME: one}))
     assert list(guard.settled("04_glorot_initialisation", notebook)) == [
-        "is about C12, and no cell records a measurement of it with `gc.claims.record`"
+        "is about C12, and no cell records a measurement of it with `course.record`"
     ]
     (complaint,) = guard.settled("01_the_question", notebook)
     assert complaint.startswith("records a measurement of C06")

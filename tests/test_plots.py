@@ -13,6 +13,7 @@ from gradcourse import plots
 from gradcourse.measure.jacobians import log_gain_split
 from gradcourse.nn.activations import ACTIVATIONS
 from gradcourse.nn.network import mlp
+from gradcourse.plots import layers, style
 from gradcourse.profile import Profile
 from gradcourse.training.sweeps import over_seeds
 
@@ -58,7 +59,7 @@ def test_every_activation_has_a_look_of_its_own() -> None:
     assert len({marker for _, marker in plots.LOOK.values()}) == len(plots.LOOK)
 
 
-@pytest.mark.parametrize("colour", [colour for colour, _ in plots.LOOK.values()] + [plots.INK, plots.MUTED])
+@pytest.mark.parametrize("colour", [colour for colour, _ in plots.LOOK.values()] + [style.INK, style.MUTED])
 def test_colours_stand_out_from_paper(colour: str) -> None:
     assert contrast_on_white(colour) >= 3
 
@@ -66,7 +67,7 @@ def test_colours_stand_out_from_paper(colour: str) -> None:
 def test_text_has_the_contrast_of_text() -> None:
     for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color"):
         assert contrast_on_white(plots.STYLE[key]) >= 4.5
-    assert contrast_on_white(plots.MUTED) >= 4.5
+    assert contrast_on_white(style.MUTED) >= 4.5
 
 
 @pytest.mark.parametrize("kind", MACHADO)
@@ -103,7 +104,7 @@ def test_a_second_network_of_the_same_activation_is_drawn_hollow() -> None:
 def test_levels_are_drawn_where_they_are_and_named() -> None:
     (axes,) = plots.profiles({"tanh": profile([-3.0, -2.0, -1.0, 0.0])}, float32=True, levels={"float16": -7.5}).axes
     heights = [line.get_ydata()[0] for line in axes.lines[-3:]]
-    assert heights == [plots.FLOAT32_NORMAL, plots.FLOAT32_LAST, -7.5]
+    assert heights == [layers.FLOAT32_NORMAL, layers.FLOAT32_LAST, -7.5]
     names = {text.get_text(): text.get_ha() for text in axes.texts}
     assert names == {"float32 loses digits below": "right", "float32 is 0 below": "right", "float16": "left"}
 
@@ -211,7 +212,7 @@ def test_a_heat_map_says_every_number_in_its_cell() -> None:
     np.testing.assert_array_equal(np.ma.filled(image.get_array(), np.inf), values)
     colours = {text.get_text(): text.get_color() for text in axes.texts}
     assert colours["1.0"] == "white"
-    assert colours["6.0"] == plots.INK
+    assert colours["6.0"] == style.INK
 
 
 def test_a_heat_map_draws_its_frontier_between_the_rows_it_lies_between() -> None:

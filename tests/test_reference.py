@@ -176,7 +176,7 @@ def test_names_are_shown_as_one_would_write_them() -> None:
     package = api.Package("gradcourse")
     modules = package.modules
     assert package.call(modules["gradcourse.nn.network"], "mlp") == "gc.mlp"
-    assert package.call(modules["gradcourse.plots"], "profiles") == "gc.plots.profiles"
+    assert package.call(modules["gradcourse.plots.layers"], "profiles") == "gc.plots.profiles"
     assert package.call(modules["gradcourse.nn.blocks"], "Residual") == "gc.nn.Residual"
     assert package.call(modules["gradcourse.nn.network"], "Stage") == "gradcourse.nn.network.Stage"
 

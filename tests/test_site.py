@@ -18,6 +18,7 @@ from bs4 import BeautifulSoup, Tag
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import gradcourse
+from gradcourse.course.claims import RECORD_MIME
 
 PAGES = [f"{page}.html" for page in guard.pages()]
 CHAPTERS = [f"book/{path.stem}.html" for path in guard.chapters()]
@@ -173,8 +174,7 @@ def test_every_record_is_in_the_table_of_claims(site: Path) -> None:
 
 def records(chapter: Path) -> list[dict[str, str]]:
     outputs = [output for cell in guard.code_cells(guard.read(chapter)) for output in cell.outputs]
-    mime = "application/vnd.gradcourse.record+json"
-    return [output.data[mime] for output in outputs if mime in output.get("data", {})]
+    return [output.data[RECORD_MIME] for output in outputs if RECORD_MIME in output.get("data", {})]
 
 
 def test_reference_has_every_public_name_once(site: Path) -> None:

@@ -1,13 +1,11 @@
 """The book's own Sphinx extension: pages that ask no other host for anything, and the table of claims.
 
-`{claims-table}` sets out the ledger, `gradcourse.course.claims.CLAIMS`, beside what the chapters have measured: each
-record stored in a notebook is one measurement.
+`{claims-table}` shows `gradcourse.course.ledger`: every claim beside what the chapters have measured of it, each record
+stored in a notebook being one measurement.
 """
 
 import shutil
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,12 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from gradcourse.course.claims import CLAIMS, overall_verdict, stored_records
+from gradcourse.course.claims import Record
+from gradcourse.course.ledger import Entry, in_notebook, ledger
 
-NOT_YET = "not yet measured"
 HEADINGS = ("Claim", "Who", "What was said", "Measured", "Verdict", "Where")
 WIDTHS = (7, 12, 30, 31, 10, 10)
+Sections = Mapping[str, tuple[str, Mapping[int, str]]]  # per chapter its page, and the anchor of each cell's section
 
 
 # ---- nothing from other hosts
@@ -60,17 +59,6 @@ def drop_thebe_settings(app: Sphinx, doctree: nodes.document, page: str) -> None
 # ---- the table of claims
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One record, with the page and the heading under which it was made."""
-
-    quantity: str
-    measured: str
-    verdict: str
-    page: str
-    anchor: str
-
-
 class claims_table(nodes.General, nodes.Element):
     """Stands where the table will be until all pages are read; in lower case, as docutils names its nodes."""
 
@@ -91,17 +79,6 @@ def notebooks(env: Any) -> list[str]:
     return sorted(page for page in env.found_docs if env.doc2path(page).endswith(".ipynb"))
 
 
-def measurements(env: Any) -> dict[str, list[Measurement]]:
-    """What the chapters have recorded, by claim."""
-    found = defaultdict(list)
-    for page in notebooks(env):
-        anchors = cell_anchors(env.get_doctree(page))
-        for position, record in stored_records(env.doc2path(page)):
-            anchor = anchors.get(position, "")
-            found[record.claim.id].append(Measurement(record.quantity, record.measured, record.verdict, page, anchor))
-    return found
-
-
 def cell_anchors(doctree: nodes.document) -> dict[int, str]:
     """For each code cell's position in the notebook, the anchor of the section it stands in."""
     anchors = {}
@@ -119,37 +96,38 @@ def cell_anchors(doctree: nodes.document) -> dict[int, str]:
 def fill_claims_tables(app: Sphinx, doctree: nodes.document, page: str) -> None:
     """Put the table in the place of each placeholder."""
     for placeholder in list(doctree.findall(claims_table)):
-        found = measurements(app.env)
-        rows = [claim_row(app, page, claim, found.get(claim.id, [])) for claim in CLAIMS]
-        placeholder.replace_self(table(rows))
+        chapters = notebooks(app.env)
+        entries = ledger(one for chapter in chapters for one in in_notebook(app.env.doc2path(chapter)))
+        sections = {Path(chapter).name: (chapter, cell_anchors(app.env.get_doctree(chapter))) for chapter in chapters}
+        placeholder.replace_self(table([claim_row(app, page, entry, sections) for entry in entries]))
 
 
-def claim_row(app: Sphinx, page: str, claim: Any, found: list[Measurement]) -> nodes.row:
+def claim_row(app: Sphinx, page: str, entry: Entry, sections: Sections) -> nodes.row:
     """One claim's row."""
-    verdict = overall_verdict([record.verdict for record in found]) if found else NOT_YET
-    numbers = nodes.bullet_list("", *(measured_item(record) for record in found)) if found else text("—")
+    claim, verdict, found = entry.claim, entry.verdict, entry.measurements
+    places = dict.fromkeys((sections[one.chapter][0], sections[one.chapter][1].get(one.cell, "")) for one in found)
     cells: list[nodes.Node] = [
         text(claim.id),
         text(claim.who),
         text(claim.text),
-        numbers,
+        nodes.bullet_list("", *(measured_item(one.record) for one in found)) if found else text("—"),
         nodes.paragraph("", "", nodes.inline("", verdict, classes=["verdict", f"verdict-{verdict.replace(' ', '-')}"])),
-        nodes.paragraph("", "", *links(app, page, found)) if found else text("—"),
+        nodes.paragraph("", "", *links(app, page, places)) if found else text("—"),
     ]
     row = nodes.row("", *(nodes.entry("", cell) for cell in cells))
     row["ids"].append(f"claim-{claim.id.lower()}")
     return row
 
 
-def measured_item(record: Measurement) -> nodes.list_item:
+def measured_item(record: Record) -> nodes.list_item:
     """What was measured, and the number."""
     number = nodes.strong("", record.measured)
     return nodes.list_item("", nodes.paragraph("", "", nodes.Text(f"{record.quantity}: "), number))
 
 
-def links(app: Sphinx, page: str, found: list[Measurement]) -> Iterator[nodes.Node]:
-    """A link to each section that measured the claim, once."""
-    for number, (target, anchor) in enumerate(dict.fromkeys((record.page, record.anchor) for record in found)):
+def links(app: Sphinx, page: str, places: Iterable[tuple[str, str]]) -> Iterator[nodes.Node]:
+    """A link to each of the sections, given as page and anchor."""
+    for number, (target, anchor) in enumerate(places):
         if number:
             yield nodes.Text(", ")
         title = f"{app.env.titles[target].astext()}: {section_title(app.env, target, anchor)}"

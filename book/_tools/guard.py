@@ -16,6 +16,8 @@ import nbformat
 import numbers_in_prose
 import yaml
 
+from gradcourse.course.claims import RECORD_MIME
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Pictures on other pages that are figures of the book: the cover, and that of the answer on one page.
@@ -40,7 +42,6 @@ CLAIMS = {
     "10_precision": {"C03"},
     "11_the_answer": {"C06", "C08", "C12"},
 }
-RECORD = "application/vnd.gradcourse.record+json"
 
 # Where numbers are quoted from papers: a tag of cells, a comment (`% ...`) in the paragraphs of other pages.
 ELSEWHERE = "numbers-from-elsewhere"
@@ -238,10 +239,10 @@ def honest(notebook: Notebook) -> Iterator[str]:
 def settled(chapter: str, notebook: Notebook) -> Iterator[str]:
     """The chapter has a measurement, with its verdict, of each claim that it is about, and of no other."""
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
-    recorded = {output.data[RECORD]["claim"] for output in outputs if RECORD in output.get("data", {})}
+    recorded = {output.data[RECORD_MIME]["claim"] for output in outputs if RECORD_MIME in output.get("data", {})}
     due = CLAIMS.get(chapter, set())
     for claim in sorted(due - recorded):
-        yield f"is about {claim}, and no cell records a measurement of it with `gc.claims.record`"
+        yield f"is about {claim}, and no cell records a measurement of it with `course.record`"
     for claim in sorted(recorded - due):
         yield f"records a measurement of {claim}, which `CLAIMS` of the guard does not say it is about"
 

@@ -1,6 +1,6 @@
 """What only the course needs: its claims and their verdicts, intervals, recorded experiments, benchmarks."""
 
-from gradcourse.course.claims import CLAIMS, Claim, Record, ledger, record, stored_records, what_we_measured
+from gradcourse.course.claims import CLAIMS, Claim, Record, record, what_we_measured
 from gradcourse.course.intervals import estimate, interval
 from gradcourse.course.recording import Experiment, Results
 from gradcourse.tables import Table
@@ -14,8 +14,6 @@ __all__ = [
     "Table",
     "estimate",
     "interval",
-    "ledger",
     "record",
-    "stored_records",
     "what_we_measured",
 ]

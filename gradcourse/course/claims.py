@@ -1,24 +1,22 @@
-"""The ledger: who claimed what on the question-and-answer page, what was measured, and the verdict.
+"""Who claimed what on the question-and-answer page, and the record of a measurement, with its verdict on a claim.
 
 A chapter calls `record` with the values it measured and the range in which they would support the claim. The verdict
 is computed, by one rule for the whole course:
 
-- **supported**: the 95 % interval of the measured value lies inside the range that the claim predicts;
+- **supported**: the 95 % interval of the measured value, as printed, lies inside the range that the claim predicts;
 - **refuted**: it lies outside;
 - **qualified**: it straddles the border.
 
 A claim measured in several ways is supported, or refuted, if all of them agree, and qualified otherwise. A notebook
-stores the records that its cells show: `stored_records` reads them, and `ledger` sets out all claims by them.
+stores the records that its cells show, and `gradcourse.course.ledger` sets out all claims by them.
 
 >>> record("C10", "largest slope of the sigmoid", 0.25, supported_by=(0.0, 0.25), digits=2)
 C10 supported: largest slope of the sigmoid 0.25 (supported if at most 0.25)
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,12 +28,13 @@ from gradcourse.tables import Table
 
 __all__ = [
     "CLAIMS",
+    "RECORD_MIME",
+    "VERDICTS",
     "Claim",
     "Record",
-    "ledger",
+    "claim_of",
     "overall_verdict",
     "record",
-    "stored_records",
     "what_we_measured",
 ]
 
@@ -133,13 +132,7 @@ class Record:
             "text/plain": repr(self),
             "text/markdown": f"{sentence}\n\nMeasured: {self.quantity} **{self.measured}**. "
             f"Verdict: **{self.verdict}** ({self.rule}).",
-            RECORD_MIME: {
-                "claim": self.claim.id,
-                "quantity": self.quantity,
-                "measured": self.measured,
-                "rule": self.rule,
-                "verdict": self.verdict,
-            },
+            RECORD_MIME: vars(self) | {"claim": self.claim.id},
         }
 
 
@@ -162,22 +155,26 @@ def record(
     >>> record("C21", "decades lost per layer", np.array([0.84, 0.85, 0.86]), supported_by=(0.1, inf), digits=2)
     C21 supported: decades lost per layer 0.85 [0.83, 0.87] (supported if at least 0.1)
     """
-    known = {entry.id: entry for entry in CLAIMS}
     low, high = supported_by
     if not low <= high:
         raise ValueError(f"supported_by={supported_by!r} is an empty range; accepted is (low, high) with low <= high.")
-    _, start, end = interval(samples)
-    inside, outside = low <= start and end <= high, end < low or start > high
-    if below is not None and np.max(samples) >= below:
+    if below is None:
+        form, measured = f".{digits}f", estimate(samples, f"z.{digits}f")
+    elif np.max(samples) < below:
+        form, measured = ".3g", f"below {below:g}"
+    else:
         raise ValueError(f"below={below!r} is accepted above every sample; the largest is {np.max(samples):.3g}.")
-    measured = estimate(samples, f"z.{digits}f") if below is None else f"below {below:g}"
-    return Record(
-        known[known_name("claim", claim, known)],
-        quantity,
-        measured,
-        f"supported if {_range(low, high)}",
-        "supported" if inside else "refuted" if outside else "qualified",
-    )
+    # By the digits that are shown: a reader can check it, and a rounding next to the border cannot turn it.
+    _, start, end = (float(f"{value:{form}}") for value in interval(samples))
+    inside, outside = low <= start and end <= high, end < low or start > high
+    verdict = "supported" if inside else "refuted" if outside else "qualified"
+    return Record(claim_of(claim), quantity, measured, f"supported if {_range(low, high)}", verdict)
+
+
+def claim_of(identity: str) -> Claim:
+    """Returns the claim of that id; raises `ValueError` where there is none."""
+    known = {claim.id: claim for claim in CLAIMS}
+    return known[known_name("claim", identity, known)]
 
 
 def overall_verdict(verdicts: Sequence[str]) -> str:
@@ -190,42 +187,6 @@ def overall_verdict(verdicts: Sequence[str]) -> str:
     if not found:
         raise ValueError("verdicts is empty; accepted is at least one.")
     return found.pop() if len(found) == 1 else "qualified"
-
-
-def stored_records(notebook: str | Path) -> list[tuple[int, Record]]:
-    """Returns the records that a notebook's cells have shown, each with its cell's position in the notebook.
-
-    Raises `ValueError` for a record of a claim that is not in the ledger.
-    """
-    known = {entry.id: entry for entry in CLAIMS}
-    found = []
-    for position, cell in enumerate(json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]):
-        for output in cell.get("outputs", []):
-            if fields := output.get("data", {}).get(RECORD_MIME):
-                claim = known[known_name("claim", fields["claim"], known)]
-                found.append((position, Record(**fields | {"claim": claim})))
-    return found
-
-
-def ledger(chapters: Mapping[str, Iterable[Record]]) -> Table:
-    """Returns every claim with its verdict, what was measured first for each verdict on it, and the chapters.
-
-    `chapters` gives each chapter's records by the chapter's name. A claim that none of them has is `not yet measured`.
-
-    >>> told = record("C10", "largest slope", 0.25, supported_by=(0.0, 0.25), digits=2)
-    >>> ledger({"2": [told]}).rows[9]
-    ('C10', 'Lucas', 'supported', 'largest slope: 0.25', '2')
-    """
-    rows = []
-    for claim in CLAIMS:
-        found = [(name, one) for name, records in chapters.items() for one in records if one.claim == claim]
-        verdicts = [one.verdict for _, one in found]
-        first = [found[verdicts.index(verdict)][1] for verdict in dict.fromkeys(verdicts)]
-        numbers = [f"{one.quantity}: {one.measured}" + (f" ({one.verdict})" if len(first) > 1 else "") for one in first]
-        where = dict.fromkeys(name for name, _ in found)
-        verdict = overall_verdict(verdicts) if verdicts else "not yet measured"
-        rows.append((claim.id, claim.who, verdict, "; ".join(numbers) or "-", ", ".join(where) or "-"))
-    return Table(("Claim", "Who", "Verdict", "Measured", "Chapters"), rows)
 
 
 def what_we_measured(*rows: tuple[str, str, str]) -> Table:

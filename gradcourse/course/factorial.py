@@ -21,7 +21,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["main_effect", "shapley_shares", "single_changes", "variance_components"]
+__all__ = ["main_effect", "shapley_shares", "single_changes", "variance_components", "variance_shares"]
 
 
 def main_effect(
@@ -70,6 +70,20 @@ def variance_components(table: Float[np.ndarray, "..."]) -> dict[tuple[int, ...]
     return components
 
 
+def variance_shares(table: Float[np.ndarray, "..."]) -> Float[np.ndarray, " factor"]:
+    """Returns the share of a table's variance that each of its axes explains by itself.
+
+    An axis explains the variance of the averages over all other axes. What is missing to 1 is joint effects.
+
+    >>> variance_shares(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    array([0.8, 0.2])
+    """
+    table = np.asarray(table, np.float64)
+    axes = range(table.ndim)
+    means = [table.mean(axis=tuple(other for other in axes if other != axis)) for axis in axes]
+    return np.array([mean.var() for mean in means]) / table.var()
+
+
 def shapley_shares(table: Float[np.ndarray, "..."]) -> Float[np.ndarray, " factor"]:
     """Returns the share of the table's variance that is due to each factor; the shares add up to 1.
 
@@ -80,6 +94,6 @@ def shapley_shares(table: Float[np.ndarray, "..."]) -> Float[np.ndarray, " facto
     shares = np.zeros(table.ndim)
     for chosen, variance in variance_components(table).items():
         shares[list(chosen)] += variance / len(chosen)
-    if not shares.sum() > 0:
+    if np.allclose(table, table.flat[0], rtol=1e-12, atol=0):
         raise ValueError(f"table is {table.flat[0]:g} everywhere; accepted is one that varies.")
     return shares / shares.sum()

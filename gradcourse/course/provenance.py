@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["in_words", "provenance"]
+__all__ = ["check_platform", "in_words", "provenance"]
 
 
 def provenance(command: str, *, packages: Sequence[str] = ()) -> dict[str, Any]:
@@ -38,6 +38,12 @@ def provenance(command: str, *, packages: Sequence[str] = ()) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def check_platform(platform: str) -> None:
+    """Raises `ValueError` where this is not the `platform` asked for."""
+    if jax.default_backend() != platform:
+        raise ValueError(f"platform={platform!r} is asked for and this is {jax.default_backend()!r}; record it there.")
 
 
 def in_words(provenance: Mapping[str, Any]) -> str:

@@ -4,7 +4,8 @@ An experiment is a function and the points at which it is called. Each point's r
 there, so that an interrupted recording goes on where it stopped. A chapter reads the file; a test repeats a slice.
 
 >>> import tempfile
->>> squares = Experiment("squares", "squares of small numbers", lambda n: {"square": n * n}, ({"n": 2}, {"n": 3}), {})
+>>> points = grid(n=[2, 3])
+>>> squares = Experiment("squares", "squares of numbers", lambda n: {"square": n * n}, points, check=points[0])
 >>> with tempfile.TemporaryDirectory() as folder:
 ...     results = squares.record(f"{folder}/squares.json")
 >>> results.of("square")
@@ -18,9 +19,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
+from math import prod
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -30,9 +32,10 @@ import numpy as np
 from jaxtyping import Float
 
 from gradcourse.course.provenance import in_words, provenance
+from gradcourse.tables import json_value, numbers
 from gradcourse.training.data import digits
 
-__all__ = ["Experiment", "Results", "grid"]
+__all__ = ["Experiment", "Results", "grid", "kept_digits"]
 
 DIGITS = 6  # significant ones that are kept
 kept_digits = lru_cache(digits)  # most experiments measure on them, point after point
@@ -59,20 +62,39 @@ class Results:
 
         Raises `ValueError` where there is no such point or it has no such quantity.
         """
-        matching = [point for point in self.points if given.items() <= point["given"].items()]
-        if not matching:
-            known = {name: sorted({str(point["given"].get(name)) for point in self.points}) for name in given}
-            raise ValueError(f"{self.experiment} has no point with {given}; recorded are {known}.")
+        matching = self._matching(given)
         if any(quantity not in point["found"] for point in matching):
             raise ValueError(f"quantity={quantity!r} is not recorded; accepted here: {sorted(matching[0]['found'])}.")
-        return np.array([point["found"][quantity] for point in matching], np.float64)
+        return numbers([point["found"][quantity] for point in matching])
+
+    def table(self, quantity: str, *factors: str, **given: Any) -> Float[np.ndarray, "..."]:
+        """Returns what was found as `quantity` in a full factorial experiment, with one axis per factor in front.
+
+        The factors are, in their order, those named, else all that a point has; those that are `given` have no axis.
+        Levels are in the order in which they are recorded. Raises `ValueError` as `of`, and where a combination of
+        levels is missing or there twice.
+        """
+        chosen = [point["given"] for point in self._matching(given)]
+        factors = tuple(name for name in factors or chosen[0] if name not in given)
+        levels = {name: list(dict.fromkeys(point[name] for point in chosen)) for name in factors}
+        places = [tuple(levels[name].index(point[name]) for name in factors) for point in chosen]
+        sizes = tuple(map(len, levels.values()))
+        if sorted(places) != list(np.ndindex(*sizes)):
+            raise ValueError(
+                f"{self.experiment} has {len(chosen)} points with {given} and {prod(sizes)} combinations of "
+                f"{list(factors)}; accepted are factors of which each combination is recorded once."
+            )
+        found = self.of(quantity, **given)
+        return found[np.argsort([np.ravel_multi_index(place, sizes) for place in places])].reshape(
+            *sizes, *found.shape[1:]
+        )
 
     def write(self, path: str | Path) -> None:
         """Writes the results as JSON, one point a line; the file is put in place at the end, whole."""
-        head = {"experiment": self.experiment, "about": self.about, "provenance": self.provenance}
-        lines = ",\n".join(json.dumps(point) for point in self.points)
+        head = json.dumps(vars(self) | {"points": []}, indent=1).removesuffix("[]\n}")
+        points = ",\n".join(map(json.dumps, self.points))
         unfinished = Path(f"{path}.part")
-        unfinished.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "points": [\n{lines}\n]\n}}\n', encoding="utf-8")
+        unfinished.write_text(f"{head}[\n{points}\n]\n}}\n", encoding="utf-8")
         os.replace(unfinished, path)
 
     def __str__(self) -> str:
@@ -81,13 +103,21 @@ class Results:
         what = fill(f"{self.about}: {len(self.points)} runs, {time}", 76)
         return f"{what}\n{in_words(self.provenance)}"
 
+    def _matching(self, given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The points where the given values are these, at least one."""
+        matching = [point for point in self.points if given.items() <= point["given"].items()]
+        if not matching:
+            known = {name: sorted({str(point["given"].get(name)) for point in self.points}) for name in given}
+            raise ValueError(f"{self.experiment} has no point with {given}; recorded are {known}.")
+        return matching
+
 
 @dataclass(frozen=True)
 class Experiment:
     """A function to be called at many points: `measure(**point)` returns numbers, or lists of numbers, by name.
 
-    `check` holds a `"point"`, one of the points, and other arguments that make it cheap, such as fewer steps: what is
-    found then must be the beginning of what is recorded there.
+    Of these, `check` is repeated by a test, with the arguments that are `cheaper`, such as fewer steps: what is found
+    then must be the beginning of what is recorded there.
     """
 
     name: str
@@ -95,6 +125,7 @@ class Experiment:
     measure: Callable[..., Mapping[str, Any]]
     points: tuple[Mapping[str, Any], ...]
     check: Mapping[str, Any]
+    cheaper: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self, path: str | Path) -> Results:
         """Returns the results of all points, after measuring those that the file at `path` has not got yet.
@@ -108,7 +139,7 @@ class Experiment:
             if any(point["given"] == given for point in done):
                 continue
             start = time.perf_counter()
-            found = {name: _rounded(value) for name, value in jax.device_get(dict(self.measure(**given))).items()}
+            found = json_value(jax.device_get(dict(self.measure(**given))), digits=DIGITS, nan="nan")
             seconds = round(time.perf_counter() - start, 2)
             done.append({"given": dict(given), "found": found, "seconds": seconds})
             Results(self.name, self.about, source, tuple(done)).write(path)
@@ -121,13 +152,11 @@ class Experiment:
 
     def differences(self, results: Results) -> dict[str, float]:
         """Returns, per quantity, how far the cheap repetition is from what is recorded, relative to its largest."""
-        point = self.check["point"]
-        arguments = {**point, **{name: value for name, value in self.check.items() if name != "point"}}
-        again = jax.device_get(dict(self.measure(**arguments)))
+        again = jax.device_get(dict(self.measure(**{**self.check, **self.cheaper})))
         apart = {}
         for name, value in again.items():
             value = np.asarray(value, np.float64)
-            (recorded,) = results.of(name, **point)
+            (recorded,) = results.of(name, **self.check)
             beginning = recorded[tuple(slice(size) for size in value.shape)]
             apart[name] = float(np.max(np.abs(value - beginning)) / max(np.max(np.abs(beginning)), 1e-30))
         return apart
@@ -155,11 +184,3 @@ def grid(**values: Iterable[Any]) -> tuple[dict[str, Any], ...]:
     ({'init': 'standard', 'seed': 0}, {'init': 'standard', 'seed': 1})
     """
     return tuple(dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
-
-
-def _rounded(value: Any) -> Any:
-    """Numbers and nested lists of them, to six significant digits; infinity and NaN, which JSON lacks, as words."""
-    if np.ndim(value):
-        return [_rounded(entry) for entry in value]
-    number = float(f"{float(value):.{DIGITS}g}")
-    return number if np.isfinite(number) else str(number)

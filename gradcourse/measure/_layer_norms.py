@@ -1,7 +1,6 @@
 """The norm of every layer's own Jacobian: in closed form where the layer has one, else by pulling directions back."""
 
 from functools import partial
-from math import prod
 from typing import Any
 
 import jax
@@ -11,53 +10,21 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from gradcourse._logdomain import Scaled, rescale, total
-from gradcourse.measure._sweep import frobenius_profile, sound
-from gradcourse.measure.directions import Directions, Seen, checked_directions
-from gradcourse.measure.memory import Blocks, in_blocks, plan_blocks
-from gradcourse.measure.mesh import checked_mesh, gathered, split_over
+from gradcourse.measure.directions import Directions, Seen
+from gradcourse.measure.memory import Blocks, in_blocks
+from gradcourse.measure.mesh import gathered, split_over
 from gradcourse.nn.layers import Layer, as_scaled, linearized
 from gradcourse.nn.linearized import Linearized
 from gradcourse.nn.network import Network, Params, joined
-from gradcourse.profile import Profile
 
-__all__ = ["layer_norms"]
+__all__ = ["DIRECTIONS_AT_ONCE", "squared_norms"]
 
 # Of layers without a closed form, so many directions are pulled back at a time.
 DIRECTIONS_AT_ONCE = 64
 
 
-def layer_norms(
-    network: Network,
-    params: Params,
-    x: Array,
-    *,
-    average: bool,
-    probes: int | None,
-    key: PRNGKeyArray | None,
-    memory: int | None,
-    mesh: Mesh | None,
-) -> Profile:
-    """Returns what `gradcourse.measure.jacobians.layer_jacobian_norms` does."""
-    params, x = network.measurable(params, x, weights=False)
-    if probes is not None:
-        probes = checked_directions("a layer", max(probes, 2), probes, 0, key).probes
-    sizes = [
-        prod(stage.layer.output_shape(stage.shape)) * (x.shape[0] if stage.layer.couples_examples else 1)
-        for stage in network.stages
-        if stage.layer.frobenius_squares(stage.shape) is None
-    ]
-    most = max(sizes, default=1)
-    random = most if sizes and probes is not None else 0
-    directions = min(most, DIRECTIONS_AT_ONCE if probes is None else probes)
-    mesh = checked_mesh(mesh, example=x.shape[0])
-    blocks = plan_blocks(network, params, x, directions, memory, mesh, random=random)
-    norms, error, is_finite = _squared_norms(network, probes, blocks, mesh, params, x, key)
-    quantity = "each layer's output with respect to its input"
-    return sound(network, params, x, frobenius_profile(network, norms, error, quantity, average=average), is_finite)
-
-
 @partial(jax.jit, static_argnums=range(4))
-def _squared_norms(
+def squared_norms(
     network: Network,
     probes: int | None,
     blocks: Blocks,
@@ -66,7 +33,7 @@ def _squared_norms(
     x: Array,
     key: PRNGKeyArray | None,
 ) -> tuple[Scaled, Array, Bool[Array, ""]]:
-    """The squared norms, `(layer, batch)`, the errors of their log10 roots, and whether all are finite."""
+    """Returns the squared norms, `(layer, batch)`, the errors of their log10 roots, and whether all are finite."""
 
     def step(layer: Layer, p: Any, carry: Any) -> Any:
         h, keys = carry

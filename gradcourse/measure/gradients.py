@@ -42,6 +42,7 @@ from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile
 
 __all__ = [
+    "CROSS_ENTROPY",
     "Loss",
     "activation_gradient_norms",
     "layer_squares",

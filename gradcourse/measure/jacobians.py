@@ -45,9 +45,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._logdomain import Scaled, log_ratio
-from gradcourse.measure._layer_norms import layer_norms
-from gradcourse.measure._sweep import pull_through, sound, swept
-from gradcourse.measure.directions import Directions
+from gradcourse.measure._layer_norms import DIRECTIONS_AT_ONCE, squared_norms
+from gradcourse.measure._sweep import frobenius_profile, pull_through, sound, swept
+from gradcourse.measure.directions import Directions, checked_directions
+from gradcourse.measure.memory import plan_blocks
+from gradcourse.measure.mesh import checked_mesh
 from gradcourse.nn.network import Network, Params
 from gradcourse.profile import Profile
 
@@ -150,7 +152,22 @@ def layer_jacobian_norms(
     layers $\|D W\|_F^2 = \sum_j f'(s_j)^2 \sum_i w_{ij}^2$ needs no Jacobian; other layers cost one pass per output
     entry, or per probe where they have more outputs than that.
     """
-    return layer_norms(network, params, x, average=average, probes=probes, key=key, memory=memory, mesh=mesh)
+    params, x = network.measurable(params, x, weights=False)
+    if probes is not None:
+        probes = checked_directions("a layer", max(probes, 2), probes, 0, key).probes
+    sizes = [
+        prod(stage.layer.output_shape(stage.shape)) * (x.shape[0] if stage.layer.couples_examples else 1)
+        for stage in network.stages
+        if stage.layer.frobenius_squares(stage.shape) is None
+    ]
+    most = max(sizes, default=1)
+    random = most if sizes and probes is not None else 0
+    directions = min(most, DIRECTIONS_AT_ONCE if probes is None else probes)
+    mesh = checked_mesh(mesh, example=x.shape[0])
+    blocks = plan_blocks(network, params, x, directions, memory, mesh, random=random)
+    norms, error, is_finite = squared_norms(network, probes, blocks, mesh, params, x, key)
+    quantity = "each layer's output with respect to its input"
+    return sound(network, params, x, frobenius_profile(network, norms, error, quantity, average=average), is_finite)
 
 
 def log_gain_split(network: Network, params: Params, x: Float[Array, "batch *shape"]) -> GainSplit:

@@ -5,6 +5,7 @@ from gradcourse.nn.blocks import Block, Residual
 from gradcourse.nn.convolutions import AvgPool, Conv, MaxPool
 from gradcourse.nn.initializers import INITIALIZERS, Initializer, gaussian
 from gradcourse.nn.layers import Dense, Flatten, Layer, Pointwise
+from gradcourse.nn.locally_connected import LocallyConnected, untied
 from gradcourse.nn.network import Network, cnn, mlp, sequential
 from gradcourse.nn.normalisation import (
     BatchNorm,
@@ -30,6 +31,7 @@ __all__ = [
     "Initializer",
     "Layer",
     "LayerNorm",
+    "LocallyConnected",
     "MaxPool",
     "Network",
     "Pointwise",
@@ -40,4 +42,5 @@ __all__ = [
     "gaussian",
     "mlp",
     "sequential",
+    "untied",
 ]

@@ -16,11 +16,8 @@ frozen dataclass, so that equal neighbours can share one compiled stage:
 >>> Gated().output_shape((5,))
 (5,)
 
-Further methods make measuring faster or possible at all. `Dense` and `Conv` have the optional ones: a linear map of
-their own, a closed form of their Jacobian's norm, a map of mean squares for theory. Whoever asks for such a method
-gets `None` from a layer without it.
-
-Shapes: an input is `(batch, *shape)`, images are `(batch, height, width, channel)`.
+The other methods make measuring faster, or theory possible: `frobenius_squares` and `mean_square_map` return `None`
+for a layer that has no such thing. An input is `(batch, *shape)`, an image `(batch, height, width, channel)`.
 """
 
 from collections.abc import Callable
@@ -123,10 +120,9 @@ class Layer:
         return pull(v)[0]
 
     def frobenius_squares(self, shape: Shape) -> Callable[[Params, Array], Scaled] | None:
-        """Returns a closed form of the Jacobian's norm for inputs of `shape`, or `None` where there is none.
+        """Returns the closed form of the Jacobian's norm for inputs of `shape`, or `None` where there is none.
 
-        It is a function of the parameters and the slopes, `(batch, *output)`, and returns the squared Frobenius norm
-        for each example.
+        Of parameters and slopes, `(batch, *output)`, it returns each example's squared Frobenius norm.
         """
         return None
 
@@ -175,10 +171,22 @@ class Activated(Layer):
         """Returns `slope`, or `None` if it is the identity's."""
         return None if self.activation == ACTIVATIONS["identity"] else slope
 
-    def activated(
-        self, s: Float[Array, "batch *output"], exponent: Int[Array, " batch"]
-    ) -> tuple[Float[Array, "batch *output"], Int[Array, " batch"], Float[Array, "batch *output"]]:
-        """Returns the output, its exponent and the slope for a pre-activation of `s * 2 ** exponent`.
+    def scaled_preactivation(self, params: Params, h: ScaledInput) -> ScaledInput | None:
+        """Returns the pre-activation with exponents for an input with exponents, or `None` if there is no such form."""
+        return None
+
+    def linearize_scaled(
+        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
+    ) -> tuple[Array, Array, Linearized]:
+        """Returns the output, its exponents and the linear map; in range only, unless `f` is linear next to 0."""
+        s = self.scaled_preactivation(params, (h, exponent)) if self.activation.linear_at_zero else None
+        if s is None:
+            return super().linearize_scaled(params, h, exponent)
+        output, exponent, slope = self._activated(*s)
+        return output, exponent, self.at(h, slope)
+
+    def _activated(self, s: Array, exponent: Array) -> tuple[Array, Array, Array]:
+        """The output, its exponent and the slope for a pre-activation of `s * 2 ** exponent`.
 
         Where `f` is linear, next to 0 and for rectifiers everywhere, `f(s)` is `s` times the slope in any range.
         """
@@ -248,20 +256,12 @@ class Affine(Activated):
         """Returns the linear map with this slope."""
         return LinearMap(self.kept(slope), self, h.shape[1:])
 
-    def linearize_scaled(
-        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
-        """Returns the output, its exponents and the linear map."""
-        if not self.activation.linear_at_zero:
-            return super().linearize_scaled(params, h, exponent)
-        output, exponent, slope = self.activated(*self._scaled_preactivation(params, h, exponent))
-        return output, exponent, self.at(h, slope)
-
-    def _scaled_preactivation(self, params: Params, h: Array, exponent: Array) -> tuple[Array, Array]:
-        """The pre-activation with each example's largest entry near 1, and its exponents."""
-        axes = tuple(range(1, h.ndim))
-        h, own = to_unit(h, axes)
-        s, shift = to_unit(self.linear(params["weight"], h), axes)
+    def scaled_preactivation(self, params: Params, h: ScaledInput) -> ScaledInput:
+        """Returns the pre-activation with each example's largest entry near 1, and its exponents."""
+        near, exponent = h
+        axes = tuple(range(1, near.ndim))
+        near, own = to_unit(near, axes)
+        s, shift = to_unit(self.linear(params["weight"], near), axes)
         bias, bias_exponent = to_unit(params["bias"], (0,))
         exponent = exponent + own + shift
         larger = jnp.where(jnp.any(bias != 0), jnp.maximum(exponent, bias_exponent), exponent)
@@ -356,15 +356,10 @@ class Pointwise(Activated):
         """Returns the identity with this slope."""
         return Diagonal(self.kept(slope))
 
-    def linearize_scaled(
-        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
-        """Returns the output, its exponents and the linear map."""
-        if not self.activation.linear_at_zero:
-            return super().linearize_scaled(params, h, exponent)
-        h, own = to_unit(h, tuple(range(1, h.ndim)))
-        output, exponent, slope = self.activated(h, exponent + own)
-        return output, exponent, self.at(h, slope)
+    def scaled_preactivation(self, params: Params, h: ScaledInput) -> ScaledInput:
+        """Returns `h` with each example's largest entry near 1, and its exponents."""
+        s, shift = to_unit(h[0], tuple(range(1, h[0].ndim)))
+        return s, h[1] + shift
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class _Normalised(Linearized):
         return self._projected(v) * per_channel(params["scale"], v)
 
     def _projected(self, v: Array) -> Array:
-        normalised, mean = self.normalised[None], partial(self.layer.together, jnp.mean, leading=2)
+        normalised, mean = self.normalised[None], partial(self.layer._together, jnp.mean, leading=2)
         return (v - mean(v) - normalised * mean(normalised * v)) * self.per_deviation[None]
 
 
@@ -85,7 +85,7 @@ class _Scaled(Activated):
 
 
 class _Normalisation(_Scaled):
-    """`f(scale * normalised + shift)`. Give it what is taken `together`, and the field `epsilon`."""
+    """`f(scale * normalised + shift)`. Give it `_together` and the field `epsilon`."""
 
     epsilon: float
 
@@ -103,17 +103,17 @@ class _Normalisation(_Scaled):
         s = _affine(params, normalised)
         return self.activation(s), _Normalised(self.kept(self.activation.slope(s)), normalised, per_deviation, self)
 
-    def together(self, reduce: Any, h: Array, leading: int = 1) -> Array:
-        """Returns what `reduce`, such as `jnp.mean`, makes of what belongs together; `batch` is axis `leading - 1`."""
+    def _together(self, reduce: Any, h: Array, leading: int = 1) -> Array:
+        """What `reduce`, such as `jnp.mean`, makes of what belongs together; `batch` is axis `leading - 1`."""
         raise NotImplementedError
 
     def _normalised(self, h: Array) -> tuple[Array, Array]:
         """The normalised input and 1 / deviation, right for numbers whose squares overflow, too."""
-        octaves = jnp.maximum(jnp.frexp(self.together(jnp.max, jnp.abs(h)))[1], 0)
+        octaves = jnp.maximum(jnp.frexp(self._together(jnp.max, jnp.abs(h)))[1], 0)
         h = h * jnp.ldexp(jnp.ones(octaves.shape, h.dtype), -octaves)
-        centred = h - self.together(jnp.mean, h)
+        centred = h - self._together(jnp.mean, h)
         floor = jnp.ldexp(jnp.full(octaves.shape, self.epsilon, h.dtype), -2 * octaves)
-        variance = self.together(jnp.mean, jnp.square(centred)) + jnp.maximum(floor, jnp.finfo(h.dtype).tiny)
+        variance = self._together(jnp.mean, jnp.square(centred)) + jnp.maximum(floor, jnp.finfo(h.dtype).tiny)
         per_deviation = jax.lax.rsqrt(variance)
         return centred * per_deviation, jnp.ldexp(per_deviation, -octaves)
 
@@ -144,10 +144,9 @@ class BatchNorm(_Normalisation):
 
     def statistics(self, h: Float[Array, "batch *shape"]) -> tuple[Float[Array, " channel"], Float[Array, " channel"]]:
         """Returns each channel's mean and 1 / deviation."""
-        return self.together(jnp.mean, h).ravel(), self._normalised(h)[1].ravel()
+        return self._together(jnp.mean, h).ravel(), self._normalised(h)[1].ravel()
 
-    def together(self, reduce: Any, h: Array, leading: int = 1) -> Array:
-        """Returns what `reduce` makes of each channel."""
+    def _together(self, reduce: Any, h: Array, leading: int = 1) -> Array:
         axes = tuple(range(leading - 1, h.ndim - 1))
         if prod(h.shape[axis] for axis in axes) < 2:
             raise ValueError(
@@ -183,8 +182,7 @@ class GroupNorm(_Normalisation):
             )
         return shape
 
-    def together(self, reduce: Any, h: Array, leading: int = 1) -> Array:
-        """Returns what `reduce` makes of each example's groups of channels."""
+    def _together(self, reduce: Any, h: Array, leading: int = 1) -> Array:
         split = h.reshape(*h.shape[:leading], -1, self.groups, h.shape[-1] // self.groups)
         reduced = reduce(split, axis=(leading, leading + 2), keepdims=True)
         return jnp.broadcast_to(reduced, split.shape).reshape(h.shape)

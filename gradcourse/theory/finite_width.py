@@ -22,8 +22,6 @@ from math import log
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import digamma, polygamma
-from scipy.stats import binom
 
 from gradcourse._checks import known_name, positive_integer, positive_number
 
@@ -42,20 +40,22 @@ class LogGain(NamedTuple):
 def log_gain(width: int, *, activation: str = "relu", sigma_w2: float | None = None) -> LogGain:
     r"""Returns the drift and the spread per layer of $\ln \|h\|^2$, for layers of `width` Gaussian units, no biases.
 
-    With $\psi$ the digamma function it is $\mathbb{E}\, \psi(K/2) + \ln(2 \sigma_w^2 / n)$ and
-    $\mathbb{E}\, \psi'(K/2) + \operatorname{Var} \psi(K/2)$, about $-5/(2n)$ and $5/n$ for wide layers. `"relu"` takes
+    With $\psi$ the digamma function the drift is $\mathbb{E}\, \psi(K/2) + \ln(2 \sigma_w^2 / n)$ and the spread
+    $\mathbb{E}\, \psi'(K/2) + \operatorname{Var} \psi(K/2)$: about $-5/(2n)$ and $5/n$ for wide layers. For `"relu"`,
     $K \sim \operatorname{Bin}(n, 1/2)$ given that at least one unit is on, for otherwise the log is minus infinity (see
-    `born_dead`); `"identity"`, a linear layer, has $K = n$. `sigma_w2` is by default what keeps the mean square: He's 2
+    `born_dead`); for `"identity"`, a linear layer, $K = n$. By default `sigma_w2` is what keeps the mean square: He's 2
     for the rectifier, 1 for the linear layer.
 
     >>> round(log_gain(64, activation="identity").mean, 6)
     -0.015706
     """
+    from scipy.special import digamma, gammaln, polygamma, softmax  # here, for they are slow to load
+
     width = positive_integer("width", width)
     critical = CRITICAL[known_name("activation", activation, CRITICAL)]
     sigma_w2 = critical if sigma_w2 is None else positive_number("sigma_w2", sigma_w2)
-    on = np.arange(1, width + 1) if activation == "relu" else np.array([width])
-    chance = binom.pmf(on, width, 0.5) / -np.expm1(-width * log(2)) if activation == "relu" else np.ones(1)
+    on = np.arange(1 if activation == "relu" else width, width + 1)
+    chance = softmax(-gammaln(on + 1) - gammaln(width - on + 1))  # the binomial coefficients, over their sum
     logs = digamma(on / 2)
     mean = float(chance @ logs)
     variance = float(chance @ polygamma(1, on / 2) + chance @ np.square(logs - mean))
@@ -63,8 +63,9 @@ def log_gain(width: int, *, activation: str = "relu", sigma_w2: float | None = N
 
 
 def typical_square(width: int, layers: int) -> float:
-    r"""Returns $e^{L \cdot \text{drift}}$, what He's weights leave of a squared norm after $L$ layers of `width` in the
-    typical network: the geometric mean, and nearly the median. The mean is 1.
+    r"""Returns what He's weights leave of a squared norm after $L$ `layers` in a typical network of this `width`.
+
+    That is $e^{L \cdot \text{drift}}$: the geometric mean, and nearly the median. The mean is 1.
 
     >>> f"{typical_square(16, 50):.2e}"
     '1.48e-04'
@@ -75,9 +76,9 @@ def typical_square(width: int, layers: int) -> float:
 def born_dead(width: int, layers: int) -> float:
     r"""Returns the probability that a fresh rectifier network puts out nothing: $1 - (1 - 2^{-N})^H$.
 
-    For one input, zero biases, weights of any symmetric distribution, $H$ `layers` of $N$ units: a layer is dead if all
-    its units are off, and all above it are then dead too. That it is dead for many inputs at once is at most as likely
-    (Lu et al. 2020).
+    For one input, zero biases, weights of any symmetric distribution and $H$ `layers` of $N$ units. A layer is dead if
+    all its units are off, and then so are all above it. For many inputs at once that is at most as likely (Lu et al.
+    2020).
     """
     width, layers = positive_integer("width", width), positive_integer("layers", layers)
     return float(-np.expm1(layers * np.log1p(-(2.0**-width))))

@@ -21,17 +21,18 @@ For a small batch see `batch_norm_rate`, which is exact for infinitely wide laye
 0.153
 """
 
-from functools import lru_cache
-from itertools import pairwise
 from math import acos, pi, sqrt
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from gradcourse._checks import positive_integer, positive_number
 from gradcourse.nn.activations import resolve
-from gradcourse.theory import meanfield
+from gradcourse.theory.quadrature import gaussian_mean, gaussian_rule, panel_rule
+from gradcourse.theory.variances import mean_square, mean_square_slope
 
 __all__ = [
     "batch_norm_rate",
@@ -43,18 +44,13 @@ __all__ = [
     "variance",
 ]
 
-NODES = 40  # per panel
-RADII, ANGLES = 400, 12  # the latter per panel
-
-
-def _mean(activation: Any, q: float) -> float:
-    f = resolve(activation)
-    return meanfield.gaussian_mean(f, q, kinks=f.kinks)
+POLAR, ANGLES = 60, 24  # nodes per panel
 
 
 def variance(activation: Any, q: float = 1.0) -> float:
     """Returns the variance of `f(s)` for a Gaussian pre-activation of variance `q`."""
-    return meanfield.mean_square(activation, q) - _mean(activation, q) ** 2
+    f = resolve(activation)
+    return mean_square(f, q) - gaussian_mean(f, q, kinks=f.kinks) ** 2
 
 
 def centring_gain(activation: Any) -> float:
@@ -68,7 +64,7 @@ def centring_gain(activation: Any) -> float:
 
 def layer_norm_rate(activation: Any) -> float:
     r"""Returns $\mathbb{E} f'^2 / \mathbb{E} f^2$, the factor with normalisation over many units of one example."""
-    return meanfield.mean_square_slope(activation, 1.0) / meanfield.mean_square(activation, 1.0)
+    return mean_square_slope(activation, 1.0) / mean_square(activation, 1.0)
 
 
 def batch_norm_rate(activation: Any, batch: int | None = None) -> float:
@@ -87,51 +83,73 @@ def batch_norm_rate(activation: Any, batch: int | None = None) -> float:
     return slope / spread
 
 
+@jax.enable_x64(True)
 def scaling_rate(activation: Any) -> tuple[float, float]:
     r"""Returns the factor per layer with scaling but no centring over a large batch, and the share that still varies.
 
-    Every unit is divided by the root mean square $\rho$ of its values over the batch. These are a mean $\sqrt{b} g$,
-    with $g \sim N(0, 1)$ over units, and a part of variance $a - b$ that varies from example to example; $a$ is the
-    mean square of the activations and $b$ their mean product for two examples. So $\rho^2 = b g^2 + a - b$. Units whose
-    mean is near 0 are not drowned by it: they keep $a - b$ from vanishing. At the fixed point of $(a, b)$ the factor is
-    $\mathbb{E}_g \mathbb{E} f'^2 / \rho^2$, and the share $(a - b) / a$.
+    Every unit is divided by the root mean square $\rho$ of its values over the batch. These are the sum of a mean
+    $\sqrt{b} g$, with $g \sim N(0, 1)$ over units, and a part of variance $a - b$ that varies from example to example;
+    $a$ is the mean square of the activations and $b$ their mean product for two examples. So $\rho^2 = b g^2 + a - b$.
+    Units whose mean happens to be near 0 keep what varies, and so $a - b$ does not vanish. At the fixed point of
+    $(a, b)$ the factor is $\mathbb{E}_g \mathbb{E} f'^2 / \rho^2$, and the share $(a - b) / a$. For activations that
+    are smooth.
     """
     f = resolve(activation)
-    nodes, node_weights = _legendre(NODES)
-    edges = [0.0, *np.geomspace(1e-6, 9.0, 24)]
-    g = np.concatenate([(u + v) / 2 + (v - u) / 2 * nodes for u, v in pairwise(edges)])
-    weights = np.concatenate([(v - u) / 2 * node_weights for u, v in pairwise(edges)])
-    weights *= np.exp(-(g**2) / 2) / sqrt(2 * pi)
-    g, weights = np.concatenate([-g, g]), np.concatenate([weights, weights])
-    z, z_weights = np.polynomial.hermite_e.hermegauss(NODES)
-    z_weights /= sqrt(2 * pi)
-    a, b, rate = 1.0, 0.5, 0.0
+    near = tuple(10.0 ** np.arange(-6, 1))  # rho is small, and not smooth, where g is
+    g, weights = map(np.asarray, gaussian_rule(jnp.asarray(1.0), (*near, *(-cut for cut in near))))
+    z, z_weights = np.polynomial.hermite_e.hermegauss(40)  # enough for what is smooth
+    z_weights /= z_weights.sum()
+
+    def normalised(a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
+        rho = np.sqrt(b * g**2 + a - b)[:, None]
+        return (sqrt(b) * g[:, None] + sqrt(a - b) * z) / rho, rho
+
+    a, b = 1.0, 0.5
     for _ in range(100):
-        rho = np.sqrt(b * g**2 + a - b)
-        s = ((sqrt(b) * g)[:, None] + sqrt(a - b) * z) / rho[:, None]
-        h, slope = (np.asarray(function(s), np.float64) for function in (f, f.slope))
-        rate = float(weights @ (slope**2 @ z_weights / rho**2))
-        a, b = float(weights @ (h**2 @ z_weights)), float(weights @ (h @ z_weights) ** 2)
-    return rate, (a - b) / a
+        h = np.asarray(f(normalised(a, b)[0]))
+        a, b = float(weights @ h**2 @ z_weights), float(weights @ (h @ z_weights) ** 2)
+    s, rho = normalised(a, b)
+    return float(weights @ (np.asarray(f.slope(s)) / rho) ** 2 @ z_weights), (a - b) / a
 
 
+@jax.enable_x64(True)
 def _over_a_batch(activation: Any, batch: int | None) -> tuple[float, float]:
-    r"""The variance $c$ over the batch of `f`, and the rate times $c$: the factor where the weights keep variances.
+    r"""The variance $c$ of `f` over the batch, and $c$ times the rate, which is what the slopes do.
 
     For an infinite batch $\operatorname{Var} f$ and $\mathbb{E} f'^2$.
     """
     if batch is None:
-        return variance(activation), meanfield.mean_square_slope(activation, 1.0)
+        return variance(activation), mean_square_slope(activation, 1.0)
     size = positive_integer("batch", batch)
     if size < 4:
         raise ValueError(f"batch={batch!r} is accepted from 4 on: below, the rate is infinite.")
     f = resolve(activation)
-    s, t, weights = _pairs(size)
-    (f_s, f_t), (d_s, d_t) = ([np.asarray(g(u), np.float64) for u in (s, t)] for g in (f, f.slope))
+    s, t, weights = _pairs(size, f.kinks)
+    (f_s, f_t), (d_s, d_t) = ([np.asarray(g(u)) for u in (s, t)] for g in (f, f.slope))
     spread = np.sum(weights * f_s * (f_s - f_t))
     own = (size - 1) * np.sum(weights * d_s**2 * (1 - 1 / size - s**2 / size))
     others = (size - 1) / size * np.sum(weights * d_s * d_t * (1 + s * t))
     return float(spread), float(size / (size - 3) * (own + others) / (size - 1))
+
+
+def _pairs(batch: int, kinks: tuple[float, ...]) -> tuple[Float[np.ndarray, "angle polar"], ...]:
+    """Nodes `s` and `t`, and weights, of the mean over two entries of a vector of `batch`.
+
+    The vector is uniform on the sphere of squared radius `batch`, in the space orthogonal to (1, ..., 1). Of the pair's
+    polar coordinates the angle is uniform, and the radius is `(batch - 1)**0.5 * sin(polar)`. Panels of the radius end
+    where `s` or `t` is at one of the `kinks`, and panels of the angle where there is no such radius any more.
+    """
+    tilt = acos(-1 / (batch - 1))  # by the correlation of two entries
+    last = np.arccos(np.clip(np.array([0.0, *kinks]) / sqrt(batch - 1), -1, 1))
+    ends = np.concatenate([turn + side * last for turn in (0.0, tilt) for side in (1, -1)]) % (2 * pi)
+    angle, angle_weights = panel_rule(np.array(sorted({0.0, *ends, 2 * pi})), ANGLES)
+    s, t = (sqrt(batch - 1) * np.cos(angle - turn) for turn in (0.0, tilt))
+    reach = min(pi / 2, 9 / sqrt(batch - 3))  # what is beyond weighs less than 1e-16
+    cuts = [np.arcsin(np.clip(kink / entry, 0, np.sin(reach))) for kink in kinks if kink for entry in (s, t)]
+    polar, polar_weights = panel_rule(np.sort([0 * s, *cuts, 0 * s + reach], axis=0).T, POLAR)
+    density = (batch - 3) * np.cos(polar) ** (batch - 4) * np.sin(polar) / (2 * pi)
+    s, t = (entry[:, None] * np.sin(polar) for entry in (s, t))
+    return s, t, angle_weights[:, None] * polar_weights * density
 
 
 def shortcut_growth(blocks: int, *, scale: float = 1.0) -> float:
@@ -161,30 +179,3 @@ def shortcut_growth_with_batch_norm(
     spread = positive_number("start", start) + added * np.arange(positive_integer("blocks", blocks))
     gain = added * batch_norm_rate(activation, batch) ** positive_integer("layers", layers)
     return np.asarray(1 + gain / spread)
-
-
-# Gauss's nodes are eigenvalues: a tenth of a second each time, if they are not kept.
-_legendre = lru_cache(np.polynomial.legendre.leggauss)
-
-
-@lru_cache
-def _pairs(
-    batch: int,
-) -> tuple[Float[np.ndarray, " node"], Float[np.ndarray, " node"], Float[np.ndarray, " node"]]:
-    """Nodes and weights for the mean over two entries of a vector of `batch`, uniform on its sphere and of mean 0.
-
-    In polar coordinates: radius squared is Beta distributed, and the angle is uniform; kinks at 0 are straight lines.
-    """
-    # r^2 = 1 - w^(2 / (batch - 3)) with w uniform on (0, 1)
-    unit, unit_weights = _legendre(RADII)
-    uniform, radius_weights = (unit + 1) / 2, unit_weights / 2
-    radius = np.sqrt((batch - 1) * (1 - uniform ** (2 / (batch - 3))))
-    lean = -1 / (batch - 1)  # the correlation of two entries
-    tilt = acos(lean)
-    # s = radius cos(angle), t = radius cos(angle - tilt)
-    cuts = sorted({0.0, pi / 2, 3 * pi / 2, (tilt + pi / 2) % (2 * pi), (tilt + 3 * pi / 2) % (2 * pi), 2 * pi})
-    nodes, panel_weights = _legendre(ANGLES)
-    angles = np.concatenate([(a + b) / 2 + (b - a) / 2 * nodes for a, b in pairwise(cuts)])
-    angle_weights = np.concatenate([(b - a) / 2 * panel_weights for a, b in pairwise(cuts)]) / (2 * pi)
-    s, t = (radius[:, None] * np.cos(angles - turn)[None] for turn in (0.0, tilt))
-    return s.ravel(), t.ravel(), (radius_weights[:, None] * angle_weights).ravel()

@@ -13,7 +13,9 @@ import pytest
 
 import gradcourse as gc
 from gradcourse.cli.main import main
-from gradcourse.course import bench
+from gradcourse.course import ledger
+from gradcourse.course.bench import record
+from gradcourse.course.claims import CLAIMS
 
 HEALTHY, FINDINGS, USAGE, THEIRS = 0, 1, 2, 3
 
@@ -218,30 +220,25 @@ def test_a_wrong_profile_is_refused_in_one_line(arguments, words, capsys):
 # ---- claims
 
 
-def test_claims_come_with_their_verdicts_where_the_notebooks_are(capsys):
+def test_claims_come_with_their_verdicts_and_records(capsys):
     book = Path(__file__).parents[2] / "book"
     assert main(["claims", "--book", str(book), "--json"]) == HEALTHY
     found = json.loads(capsys.readouterr().out)
-    records = {path.stem: [one for _, one in gc.claims.stored_records(path)] for path in book.glob("[0-9]*.ipynb")}
-    table = {row[0]: row[2] for row in gc.claims.ledger(records).rows}
-    assert {one["id"]: one["verdict"] or "not yet measured" for one in found} == table
-    assert sum(len(one["records"]) for one in found) == sum(map(len, records.values()))
+    entries = ledger.ledger(ledger.in_book(book))
+    assert [(one["id"], one["verdict"]) for one in found] == [(entry.claim.id, entry.verdict) for entry in entries]
+    assert [len(one["records"]) for one in found] == [len(entry.measurements) for entry in entries]
     assert main(["claims", "--book", str(book)]) == HEALTHY
     text = " ".join(capsys.readouterr().out.split())
     first = found[0]["records"][0]
     assert f"{first['quantity']} {first['measured']}" in text
-
-
-def test_claims_alone_say_why_they_are_alone(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     assert main(["claims"]) == HEALTHY
-    lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("C") for line in lines) == len(gc.claims.CLAIMS)
-    assert lines[-1] == "No verdicts: there are no notebooks of the course in book; name their folder with --book."
-    assert main(["claims", "--json"]) == HEALTHY
-    printed = capsys.readouterr()
-    assert all(one["verdict"] is None for one in json.loads(printed.out))
-    assert printed.err.startswith("No verdicts")
+    assert " ".join(capsys.readouterr().out.split()) == text
+
+
+def test_a_folder_without_notebooks_is_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["claims"]) == HEALTHY  # from anywhere
+    assert sum(line.startswith("C") for line in capsys.readouterr().out.splitlines()) == len(CLAIMS)
     assert "holds no notebooks of the course" in refused(capsys, "claims", "--book", str(tmp_path))
 
 
@@ -257,7 +254,7 @@ def test_bench_and_experiment_are_refused_in_one_line(capsys):
 
 def test_a_bug_of_ours_is_not_taken_for_wrong_usage(monkeypatch):
     """What a library complains about that the input checks let through keeps its traceback."""
-    monkeypatch.setattr(bench, "run", lambda *_: np.ones(2).reshape(3))
+    monkeypatch.setattr(record, "run", lambda *_: np.ones(2).reshape(3))
     with pytest.raises(ValueError, match="cannot reshape"):
         main(["bench"])
 
@@ -276,4 +273,23 @@ def test_the_package_is_a_command():
         [sys.executable, "-m", "gradcourse", "claims", "--book", "nowhere"], capture_output=True, text=True, check=False
     )
     assert done.returncode == USAGE
-    assert done.stderr.startswith("gradcourse claims: --book nowhere holds no notebooks")
+    assert done.stderr.startswith("gradcourse claims: nowhere holds no notebooks")
+
+
+def test_help_is_there_before_jax_is():
+    program = "import sys; from gradcourse.cli.main import main; main(sys.argv[1:])"
+    told = "import atexit, sys; atexit.register(lambda: print('jax' in sys.modules, file=sys.stderr)); "
+    for arguments in (["--help"], ["profile", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", told + program, *arguments], capture_output=True, text=True, check=True
+        )
+        assert done.stderr.split() == ["False"]
+
+
+def test_experiments_are_listed_anywhere_and_recorded_where_there_is_a_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiment"]) == HEALTHY
+    assert "ablation: " in capsys.readouterr().out
+    assert "--to book/data is no folder; make it, or name another with --to" in refused(
+        capsys, "experiment", "ablation"
+    )

@@ -68,12 +68,12 @@ def test_tables_have_an_axis_per_factor() -> None:
         {"given": given, "found": {"place": [index, 0]}, "seconds": 0} for index, given in enumerate(answer._CELLS)
     ]
     results = Results("ablation", "", {}, tuple(found))
-    table = answer.table(results, "place")
+    table = results.table("place")
     assert table.shape == (*map(len, answer.LEVELS.values()), 2)
     for point in (found[0], found[17], found[-1]):
         levels = tuple(answer.LEVELS[name].index(point["given"][name]) for name in answer.LEVELS)
         assert table[levels][0] == point["found"]["place"][0]
-    assert answer.table(results, "place", depth=4, init="glorot").shape == (3, 2, 2, 2, 2)
+    assert results.table("place", depth=4, init="glorot").shape == (3, 2, 2, 2, 2)
     assert grid(**answer.LEVELS) == answer._CELLS
 
 
@@ -89,6 +89,6 @@ def test_the_better_rate_is_that_of_all_seeds_together() -> None:
 
 def test_what_is_recorded_is_the_whole_design() -> None:
     results = Results.read(Path(__file__).parents[2] / "book" / "data" / "ablation.json")
-    accuracy = answer.table(results, "accuracy")
+    accuracy = results.table("accuracy")
     assert accuracy.shape[-3:] == (answer.SEEDS, 2, len(answer.LOOKS))
     assert ((accuracy >= 0) & (accuracy <= 1)).all()

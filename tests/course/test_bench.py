@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradcourse.cli.main import main
-from gradcourse.course import bench, contenders
+from gradcourse.course.bench import cases, contenders, race, record, scan
 from gradcourse.measure.jacobians import backward_jacobian_norms
 from gradcourse.nn.network import cnn, mlp
 
@@ -60,46 +60,46 @@ def test_matfree_estimates_the_exact_norm():
 
 def test_a_ratio_is_that_of_the_times(monkeypatch):
     times = iter([3.0, 1.0, 4.0, 2.0, 6.0, 1.0])
-    monkeypatch.setattr(bench, "seconds", lambda _: next(times))
-    slower = bench.race("case", "this", "that", int, int, at_most=2.5, rounds=3, warm=False)
+    monkeypatch.setattr(race, "seconds", lambda _: next(times))
+    slower = race.race("case", "this", "that", int, int, at_most=2.5, rounds=3, warm=False)
     assert (slower.ours, slower.theirs, slower.ratio, slower.spread) == (4, 1, 3, 1)  # of 3, 2 and 6
     assert not slower.holds
     times = iter([3.0, 1.0, 4.0, 2.0, 6.0, 1.0])
-    faster = bench.race("case", "this", "that", int, int, at_least=0.3, rounds=3, warm=False)
+    faster = race.race("case", "this", "that", int, int, at_least=0.3, rounds=3, warm=False)
     assert faster.ratio == pytest.approx(1 / 3)
     assert faster.holds
 
 
 SMALL = {
-    "sweep": partial(bench.sweep, sizes=((4, 8),)),
-    "compiling": partial(bench.compiling, shallow=3, depths=(3, 5), rounds=1),
-    "convolution": partial(bench.convolution, depth=4),
-    "probes": partial(bench.probes, dense=(3, 8, 4), conv=(4, 2, 4)),
-    "monitor": partial(bench.monitor, dense=(3, 8, 4), conv=(4, 2, 4), rounds=1),
-    "training": partial(bench.training, runs=(1, 1), steps=1),
+    "sweep": partial(cases.sweep, sizes=((4, 8),)),
+    "compiling": partial(cases.compiling, shallow=3, depths=(3, 5), rounds=1),
+    "convolution": partial(cases.convolution, depth=4),
+    "probes": partial(cases.probes, dense=(3, 8, 4), conv=(4, 2, 4)),
+    "monitor": partial(cases.monitor, dense=(3, 8, 4), conv=(4, 2, 4), rounds=1),
+    "training": partial(cases.training, runs=(1, 1), steps=1),
 }
 
 
 def test_the_command_prints_a_table_and_records_where_it_came_from(monkeypatch, tmp_path, capsys):
     for name, case in SMALL.items():
-        monkeypatch.setitem(bench.CASES, name, case)
+        monkeypatch.setitem(cases.CASES, name, case)
     for name in ("depth_scan", "sweep_shares", "matrix_product_peak"):
-        monkeypatch.setattr(bench, name, partial(SMALL_RECORDS[name]))
+        monkeypatch.setattr(record, name, partial(SMALL_RECORDS[name]))
     main(["bench", *SMALL, "--json", str(tmp_path / "bench.json")])
-    record = bench.Record.read(tmp_path / "bench.json")
-    assert {row.case for row in record.rows} == set(SMALL)
-    assert record.provenance["command"].startswith("python -m gradcourse bench sweep")
-    assert f"jax {jax.__version__}" in str(record)
-    assert {point["way"] for point in record.depth_scan} >= {"one sweep, scanned", "jax.jacrev per layer"}
-    assert all(share > 0 for share in record.shares_of_peak.values())
+    found = record.Record.read(tmp_path / "bench.json")
+    assert {row.case for row in found.rows} == set(SMALL)
+    assert found.provenance["command"].startswith("python -m gradcourse bench sweep")
+    assert f"jax {jax.__version__}" in str(found)
+    assert {point["way"] for point in found.depth_scan} >= {"one sweep, scanned", "jax.jacrev per layer"}
+    assert all(share > 0 for share in found.shares_of_peak.values())
     printed = capsys.readouterr().out
-    assert all(row.setting in printed for row in record.rows)
+    assert all(row.setting in printed for row in found.rows)
 
 
 SMALL_RECORDS = {
-    "depth_scan": partial(bench.depth_scan, depths=(2,), rounds=1),
-    "sweep_shares": partial(bench.sweep_shares, sizes=((4, 8),), rounds=1),
-    "matrix_product_peak": partial(bench.matrix_product_peak, size=64, rounds=1),
+    "depth_scan": partial(scan.depth_scan, depths=(2,), rounds=1),
+    "sweep_shares": partial(scan.sweep_shares, sizes=((4, 8),), rounds=1),
+    "matrix_product_peak": partial(scan.matrix_product_peak, size=64, rounds=1),
 }
 
 
@@ -107,6 +107,6 @@ def test_an_unknown_case_is_refused_and_a_missing_package_is_said(monkeypatch, c
     with pytest.raises(SystemExit):
         main(["bench", "swep"])
     assert "did you mean 'sweep'?" in capsys.readouterr().err
-    monkeypatch.setattr(bench, "find_spec", lambda package: None)
-    assert bench.run(["torch"]) == []
+    monkeypatch.setattr(record, "find_spec", lambda package: None)
+    assert record.run(["torch"]) == []
     assert "torch: left off, torch is not installed" in capsys.readouterr().err

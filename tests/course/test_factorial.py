@@ -5,9 +5,14 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from gradcourse.course.claims import interval
-from gradcourse.course.experiments.speed import variance_shares
-from gradcourse.course.factorial import main_effect, shapley_shares, single_changes, variance_components
+from gradcourse.course.factorial import (
+    main_effect,
+    shapley_shares,
+    single_changes,
+    variance_components,
+    variance_shares,
+)
+from gradcourse.course.intervals import interval
 
 TABLE = np.random.default_rng(0).normal(size=(2, 3, 2, 4))
 
@@ -78,3 +83,13 @@ def test_bad_tables_are_refused() -> None:
         shapley_shares(np.full((2, 2), 2.0))
     with pytest.raises(ValueError, match=r"start=\(0,\) and end=\(1, 1\) are accepted with one level for each of 2"):
         single_changes(np.eye(2), start=(0,), end=(1, 1))
+
+
+def test_axes_that_add_up_explain_all_of_the_variance() -> None:
+    draw = np.random.default_rng(0)
+    effects = draw.normal(size=3)[:, None, None] + draw.normal(size=4)[:, None] + draw.normal(size=2)
+    assert variance_shares(effects).sum() == pytest.approx(1)
+    joint = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    np.testing.assert_allclose(variance_shares(joint), 0)
+    nothing = np.broadcast_to(draw.normal(size=(3, 1)), (3, 5))
+    np.testing.assert_allclose(variance_shares(nothing), [1, 0], atol=1e-12)

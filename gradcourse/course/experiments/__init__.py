@@ -2,31 +2,35 @@
 
 from gradcourse.course.experiments import (
     answer,
+    batch_growth,
     convolution,
+    deep_cnns,
     glorot,
     learning_rates,
     normalisation,
     precision,
     pretraining,
+    profile_elsewhere,
+    record_nets,
     rectifiers,
+    shortcuts,
     speed,
+    step_seconds,
 )
 from gradcourse.course.recording import Experiment
-from gradcourse.course.recording import Results as Results
 
 __all__ = ["EXPERIMENTS"]
 
-EXPERIMENTS: dict[str, Experiment] = {
-    experiment.name: experiment
-    for experiment in (
-        *rectifiers.EXPERIMENTS,
-        *glorot.EXPERIMENTS,
-        *learning_rates.EXPERIMENTS,
-        *speed.EXPERIMENTS,
-        *pretraining.EXPERIMENTS,
-        *convolution.EXPERIMENTS,
-        *normalisation.EXPERIMENTS,
-        *precision.EXPERIMENTS,
-        *answer.EXPERIMENTS,
-    )
-}
+# In the order of the chapters.
+MODULES = (
+    rectifiers,
+    glorot,
+    *(speed, step_seconds, profile_elsewhere, record_nets),
+    learning_rates,
+    pretraining,
+    convolution,
+    *(normalisation, shortcuts, deep_cnns, batch_growth),
+    precision,
+    answer,
+)
+EXPERIMENTS: dict[str, Experiment] = {one.name: one for module in MODULES for one in module.EXPERIMENTS}

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gradcourse._checks import known_name
-from gradcourse.course.recording import Experiment, Results, grid, kept_digits
+from gradcourse.course.recording import Experiment, grid, kept_digits
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.nn.blocks import Block, Residual
 from gradcourse.nn.convolutions import Conv
@@ -36,7 +36,6 @@ __all__ = [
     "of_better_rate",
     "profile",
     "start",
-    "table",
     "training",
     "trunk",
 ]
@@ -206,18 +205,6 @@ def profile(
     return {"gradient": np.stack(found)}
 
 
-def table(results: Results, quantity: str, **fixed: Any) -> np.ndarray:
-    """Returns a quantity of every cell, one axis per factor of `LEVELS` that the experiment has, in that order.
-
-    `fixed` chooses levels; their axes are left out. Further axes are those of what is recorded.
-    """
-    varied = {
-        name: levels for name, levels in LEVELS.items() if name in results.points[0]["given"] and name not in fixed
-    }
-    found = results.of(quantity, **fixed)
-    return found.reshape(*map(len, varied.values()), *found.shape[1:])
-
-
 def of_better_rate(accuracy: Float[np.ndarray, "*cell seed rate look"]) -> Float[np.ndarray, "*cell seed look"]:
     """Returns the accuracy at the rate that is better on average over seeds, chosen for each cell and look."""
     better = accuracy.mean(axis=-3, keepdims=True).argmax(axis=-2, keepdims=True)
@@ -233,24 +220,15 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "A convolutional network trained on digits, every combination of six factors, five seeds, two rates each",
         training,
         _CELLS,
-        {
-            "point": {
-                "depth": 4,
-                "activation": "relu",
-                "normalisation": "none",
-                "shortcut": "none",
-                "optimizer": "sgd",
-                "init": "matched",
-            },
-            "looks": (25,),
-            "seeds": 1,
-        },
+        check=dict(zip(LEVELS, (4, "relu", "none", "none", "sgd", "matched"), strict=True)),
+        cheaper={"looks": (25,), "seeds": 1},
     ),
     Experiment(
         "ablation_profiles",
         "The gradient through the same networks at initialisation, five seeds",
         profile,
         _NETWORKS,
-        {"point": _NETWORKS[0], "seeds": 1},
+        check=_NETWORKS[0],
+        cheaper={"seeds": 1},
     ),
 )

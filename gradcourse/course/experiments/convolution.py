@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gradcourse._checks import positive_integer
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.measure.jacobians import backward_jacobian_norms
 from gradcourse.nn.convolutions import Conv
-from gradcourse.nn.initializers import gaussian
+from gradcourse.nn.initializers import Initializer, gaussian
 from gradcourse.nn.layers import Dense, Flatten, Layer
 from gradcourse.nn.locally_connected import LocallyConnected
 from gradcourse.nn.network import Network, Params, mlp, sequential
 from gradcourse.profile import Profile
-from gradcourse.theory.convolution import critical_variance, vanilla_cnn
+from gradcourse.theory.criticality import critical_point
 from gradcourse.training.data import Dataset, digits
 from gradcourse.training.loop import accuracy, train
 from gradcourse.training.sweeps import over_seeds
@@ -33,9 +34,32 @@ __all__ = [
     "small_digits",
     "trainable_depth",
     "twenty_layers",
+    "vanilla_cnn",
     "very_deep",
     "weights_only",
 ]
+
+
+DEEP_BIAS_VARIANCE = 1e-9
+
+
+def vanilla_cnn(depth: int, init: str, *, channels: int = 16) -> Network:
+    """Returns a plain convolutional tanh network for digits, after Xiao et al. (2018): no shortcuts, no normalisation.
+
+    A convolution of stride 2 is followed by `depth` equal ones of 4 x 4 pixels, wrapped round, whose weights are drawn
+    by `init` (`"delta_orthogonal"` or `"gaussian"`) on tanh's critical line; then a readout. With biases of variance
+    `DEEP_BIAS_VARIANCE` the variance at rest is small and tanh nearly linear. Inputs should have that mean square, as
+    `small_digits` have; the readout undoes the scale.
+
+    >>> vanilla_cnn(10_000, "delta_orthogonal").depth
+    10003
+    """
+    sigma_w2, q = critical_point("tanh", sigma_b2=DEEP_BIAS_VARIANCE)
+    first = Conv(channels, "tanh", stride=2, initializer=gaussian(1.0))
+    scheme = Initializer(init, sigma_w2**0.5, DEEP_BIAS_VARIANCE**0.5)
+    layer = Conv(channels, "tanh", padding="CIRCULAR", initializer=scheme)
+    readout = Dense(10, initializer=gaussian(q**-0.5))
+    return sequential((8, 8, 1), [first, *[layer] * positive_integer("depth", depth), Flatten(), readout])
 
 
 @lru_cache
@@ -46,7 +70,8 @@ def small_digits() -> Dataset:
     """
     data = digits(images=True)
     mean = data.x_train.mean(axis=0, keepdims=True)
-    scale = (critical_variance() / float(jnp.mean(jnp.square(data.x_train - mean)))) ** 0.5
+    _, q = critical_point("tanh", sigma_b2=DEEP_BIAS_VARIANCE)
+    scale = (q / float(jnp.mean(jnp.square(data.x_train - mean)))) ** 0.5
     return data._replace(x_train=scale * (data.x_train - mean), x_test=scale * (data.x_test - mean))
 
 
@@ -255,48 +280,55 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "Dense tanh networks of 300 units trained on digits, from the ordered to the chaotic side",
         trainable_depth,
         PLANE,
-        {"point": {"depth": 10, "sigma_w2": 1.3, "rate": 0.01, "seed": 0}, "steps": 50},
+        check={"depth": 10, "sigma_w2": 1.3, "rate": 0.01, "seed": 0},
+        cheaper={"steps": 50},
     ),
     Experiment(
         "slopes_at_start",
         "Decades of gradient lost per layer before training: architecture, activation, initialisation",
         slopes_at_start,
         grid(architecture=ARCHITECTURES, activation=["sigmoid", "tanh", "relu"], init=SCALES),
-        {"point": {"architecture": "circular", "activation": "tanh", "init": "variance 1/n"}, "seeds": 1},
+        check={"architecture": "circular", "activation": "tanh", "init": "variance 1/n"},
+        cheaper={"seeds": 1},
     ),
     Experiment(
         "drift_by_sharing",
         "Gradient norms along two hundred linear layers: dense, locally connected, convolutional",
         drift_by_sharing,
         grid(layer=["dense", "local", "convolution"]),
-        {"point": {"layer": "convolution"}, "seeds": 1},
+        check={"layer": "convolution"},
+        cheaper={"seeds": 1},
     ),
     Experiment(
         "border_leak",
         "What zero padding leaves of gradients, on images of 4, 8 and 16 pixels a side",
         border_leak,
         grid(size=[4, 8, 16]),
-        {"point": {"size": 4}, "seeds": 1},
+        check={"size": 4},
+        cheaper={"seeds": 1},
     ),
     Experiment(
         "slopes_by_variance",
         "Change of the gradient norm per layer against the weight variance, dense and convolutional",
         slopes_by_variance,
         grid(architecture=["dense", "convolutional"]),
-        {"point": {"architecture": "convolutional"}, "seeds": 1, "weight_variances": WEIGHT_VARIANCES[:2]},
+        check={"architecture": "convolutional"},
+        cheaper={"seeds": 1, "weight_variances": WEIGHT_VARIANCES[:2]},
     ),
     Experiment(
         "deep_profiles",
         "Gradient norms along plain convolutional tanh networks of 10 to 10,000 layers, and outputs, before training",
         deep_profiles,
         grid(depth=[10, 100, 1000, 10_000], init=INITS),
-        {"point": {"depth": 10, "init": "delta_orthogonal"}, "seeds": 1},
+        check={"depth": 10, "init": "delta_orthogonal"},
+        cheaper={"seeds": 1},
     ),
     Experiment(
         "very_deep",
         "Plain convolutional tanh networks of 10 to 10,000 layers trained on digits",
         very_deep,
         DEEP,
-        {"point": {"depth": 10, "init": "delta_orthogonal", "rate": 0.1, "seed": 0}, "updates": 100},
+        check={"depth": 10, "init": "delta_orthogonal", "rate": 0.1, "seed": 0},
+        cheaper={"updates": 100},
     ),
 )

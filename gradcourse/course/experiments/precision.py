@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from gradcourse._checks import known_name
 from gradcourse._logdomain import dot
+from gradcourse.course.provenance import check_platform
 from gradcourse.course.recording import Experiment, grid, kept_digits
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.nn.layers import Dense
@@ -27,7 +28,6 @@ __all__ = [
     "KEPT",
     "ON_DEVICE",
     "WAYS",
-    "check_platform",
     "kept_weights",
     "matrix_product",
     "product_error",
@@ -90,12 +90,6 @@ ON_DEVICE: dict[str, Any] = {
 }
 AWAY = "tensorfloat32, ties away"  # an emulation, for any device
 NETWORKS = {"sigmoid": "standard", "relu": "he_normal", "gelu": "he_normal"}  # activation and initialisation
-
-
-def check_platform(platform: str) -> None:
-    """Raises `ValueError` where this is not the `platform` asked for."""
-    if jax.default_backend() != platform:
-        raise ValueError(f"platform={platform!r} is asked for and this is {jax.default_backend()!r}; record it there.")
 
 
 def matrix_product(a: Float[Array, "rows inner"], b: Float[Array, "inner columns"], products: str) -> Array:
@@ -217,34 +211,39 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "Sigmoid networks of several depths, sign descent on digits, gradients in three formats",
         sign_descent,
         _TRAINED,
-        {"point": {"hidden": 4, "way": "float32", "seed": 0}, "steps": 100},
+        check={"hidden": 4, "way": "float32", "seed": 0},
+        cheaper={"steps": 100},
     ),
     Experiment(
         "kept_weights",
         "Five tanh layers on digits, plain descent, weights kept in two formats",
         kept_weights,
         _KEPT,
-        {"point": {"way": "float32", "seed": 0}, "steps": 300},
+        check={"way": "float32", "seed": 0},
+        cheaper={"steps": 300},
     ),
     Experiment(
         "product_error_gpu",
         "errors of a matrix product in four precisions, on a GPU",
         product_error,
         _ERRORS,
-        {"point": {"platform": "gpu", "products": "bfloat16", "size": 64}, "platform": "cpu"},
+        check={"platform": "gpu", "products": "bfloat16", "size": 64},
+        cheaper={"platform": "cpu"},
     ),
     Experiment(
         "products_gpu",
         "errors of gradient norms through sixty layers, products in four precisions, on a GPU",
         products_on,
         _ON_GPU,
-        {"point": {"platform": "gpu", "activation": "sigmoid", "products": "bfloat16"}, "platform": "cpu", "seeds": 1},
+        check={"platform": "gpu", "activation": "sigmoid", "products": "bfloat16"},
+        cheaper={"platform": "cpu", "seeds": 1},
     ),
     Experiment(
         "reach_gpu",
         "where three formats end, and sixty sigmoid layers' gradients in them, on a GPU",
         reach_on,
         _REACH,
-        {"point": {"platform": "gpu", "dtype": "float16"}, "platform": "cpu", "seeds": 0},
+        check={"platform": "gpu", "dtype": "float16"},
+        cheaper={"platform": "cpu", "seeds": 0},
     ),
 )

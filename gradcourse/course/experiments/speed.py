@@ -1,55 +1,22 @@
-"""Chapter 5: what speed buys: updates and seconds against depth, what rounding swallows, Ciresan's networks."""
+"""Chapter 5: the updates that plain descent needs against depth, and what rounding swallows of them."""
 
-import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise, product
-from math import erfc, prod, sqrt
+from math import erfc, sqrt
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
-from gradcourse.course.bench import seconds
-from gradcourse.course.contenders import layers_of
-from gradcourse.course.experiments.precision import check_platform, matrix_product, with_products
+from gradcourse.course.provenance import check_platform
 from gradcourse.course.recording import Experiment, grid
-from gradcourse.measure.gradients import activation_gradient_norms
-from gradcourse.measure.jacobians import backward_jacobian_norms
-from gradcourse.nn.activations import Activation
-from gradcourse.nn.initializers import Initializer
-from gradcourse.nn.layers import Dense
-from gradcourse.nn.network import Network, mlp, sequential
-from gradcourse.theory import meanfield
+from gradcourse.nn.network import Network, mlp
 from gradcourse.training.data import digits
 from gradcourse.training.descent import descend
 
-__all__ = [
-    "EXPERIMENTS",
-    "MANTISSA",
-    "RECORD_NETS",
-    "escape_on",
-    "first_layer_moves",
-    "predicted_record_net",
-    "profile_elsewhere",
-    "profile_on",
-    "record_net",
-    "record_network",
-    "share_that_moves",
-    "step_operations",
-    "step_seconds",
-    "updates_to_escape",
-    "variance_shares",
-]
+__all__ = ["EXPERIMENTS", "MANTISSA", "escape_on", "first_layer_moves", "share_that_moves", "updates_to_escape"]
 
 BATCH = 32
 Layers = list[dict[str, Any]]  # the parameters of each layer
@@ -188,213 +155,6 @@ def _descended(
     return descend(update, start, looks, see, going=going)[1:]
 
 
-# ---- Seconds per update
-
-
-def step_operations(width: int, hidden: int = 5, batch: int = BATCH) -> int:
-    """Returns the floating-point operations of the matrix products of one update of `hidden` layers of `width`.
-
-    Every layer has one product on the way forward and two on the way back, save the first, whose input needs no
-    gradient.
-
-    >>> step_operations(1, hidden=1, batch=1)  # 64 inputs, one unit, ten outputs
-    316
-    """
-    sizes = [64, *[width] * hidden, 10]
-    weights = [rows * columns for rows, columns in pairwise(sizes)]
-    return 2 * batch * (3 * sum(weights) - weights[0])
-
-
-# What a round may take, in operations, and the size of the product that shows the peak: each platform's own.
-ROUND = {"cpu": 1e10, "gpu": 1e12}
-LARGE = {"cpu": 1024, "gpu": 8192}
-
-
-def step_seconds(
-    platform: str,
-    width: int,
-    *,
-    hidden: int = 5,
-    dtype: str = "float32",
-    products: str = "highest",
-    steps: int = 100,
-    rounds: int = 25,
-) -> dict[str, Any]:
-    """Returns what one update of `hidden` sigmoid layers costs, in seconds, in the fastest of `rounds` rounds.
-
-    - `"in_program"`: in one compiled program of many updates;
-    - `"called"`: with one call from Python per update, waiting for the last;
-    - `"returned"`: until such a call *returns*, which on an asynchronous device is before it is done;
-    - `"compile"`: to trace and compile the program, once;
-    - `"operations"`, and `"peak"`: operations per second of a large float32 matrix product, in the same minute;
-    - `"bandwidth"`: bytes per second, read or written, of a long vector made from another.
-
-    The `products` are computed as `course.experiments.precision.matrix_product` says, that of the peak too. With
-    no `rounds` only the operations. Raises `ValueError` where this is not the platform asked for.
-    """
-    found: dict[str, Any] = {"operations": step_operations(width, hidden)}
-    if not rounds:
-        return found
-    check_platform(platform)
-    network = mlp(64, [width] * hidden, 10, activation="sigmoid", init="standard")
-    if products != "highest":
-        network = with_products(network, products)
-    with jax.enable_x64(dtype == "float64"):
-        params = [p for _, p in layers_of(network, network.init(key=jax.random.key(0)))]
-        x, y = (jnp.asarray(part, kind) for part, kind in zip(_digits(), (dtype, jnp.int32), strict=True))
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        update = partial(_update, network, BATCH, x, y, jax.random.key(1), jnp.asarray(0.1, dtype))
-        count = max(2, min(steps, int(ROUND[platform] / found["operations"])))
-        many = jax.jit(lambda params: lax.fori_loop(0, count, update, params))
-        start = time.perf_counter()
-        compiled = many.lower(params).compile()
-        found["compile"] = time.perf_counter() - start
-        single = jax.jit(update).lower(jnp.int32(0), params).compile()
-        found["in_program"] = min(seconds(partial(compiled, params)) for _ in range(rounds)) / count
-        calls = [_called(single, params, count) for _ in range(rounds)]
-    found["returned"], found["called"] = np.min(calls, axis=0) / count
-    size = LARGE[platform]
-    return found | {"peak": _product_rate(size, products, rounds), "bandwidth": _copy_rate(16 * size**2, rounds)}
-
-
-def _product_rate(size: int, products: str, rounds: int) -> float:
-    """Operations per second of a product of two float32 matrices of `size` by `size`, in the fastest round."""
-    a, b = jax.random.normal(jax.random.key(0), (2, size, size))  # a device can be faster on zeros and ones
-    multiplied = jax.jit(matrix_product, static_argnums=2).lower(a, b, products).compile()
-    return 2 * size**3 / min(seconds(partial(multiplied, a, b)) for _ in range(rounds + 1))
-
-
-def _copy_rate(size: int, rounds: int) -> float:
-    """Bytes per second of negating `size` float32 numbers, each read and written once, in the fastest round."""
-    a = jax.random.normal(jax.random.key(0), (size,))
-    negated = jax.jit(jnp.negative).lower(a).compile()
-    return 8 * size / min(seconds(partial(negated, a)) for _ in range(rounds + 1))
-
-
-def _called(single: Callable[[Any, Any], Any], params: Any, count: int) -> tuple[float, float]:
-    """Seconds until `count` calls have returned, and until they are done."""
-    steps = [jnp.int32(step) for step in range(count)]
-    start = time.perf_counter()
-    for step in steps:
-        params = single(step, params)
-    returned = time.perf_counter() - start
-    jax.block_until_ready(params)
-    return returned, time.perf_counter() - start
-
-
-# ---- The same profile, computed elsewhere
-
-ACTIVATIONS = ("sigmoid", "tanh", "relu")
-INITS = {"standard": 1.0, "Glorot": sqrt(3), "He": sqrt(6)}  # times the standard weights: right in square layers
-DEPTHS = (10, 20)
-DRAWS = 10  # random networks of each kind
-SETTINGS: dict[str, dict[str, Any]] = {
-    "float32": {},
-    "float32, two devices": {"devices": 2},
-    "float32, old instructions, one thread": {
-        "flags": "--xla_cpu_max_isa=AVX --xla_cpu_multi_thread_eigen=false",
-    },
-    "float64": {"dtype": "float64"},
-    "weights in bfloat16": {"dtype": "bfloat16"},
-}
-
-
-def profile_elsewhere(setting: str, *, activations: Sequence[str] = ACTIVATIONS) -> dict[str, Any]:
-    """Returns the profiles of ten random networks for every activation, initialisation and depth, in a new process.
-
-    The `setting` decides how that process computes: on how many devices, with which instructions, in which format. The
-    weights are the same draws everywhere. `"norm"`, `(activation, init, seed, layer)`: the Jacobian norms of 20 layers
-    of 100; `"slope"`, `(activation, init, depth, seed)`: decades lost per layer.
-    """
-    how = SETTINGS[setting]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(how.get("devices", 1)),
-        "XLA_FLAGS": how.get("flags", ""),
-    }
-    program = (
-        "import json, sys; from gradcourse.course.experiments.speed import profiles_here; "
-        "print(json.dumps(profiles_here(*json.loads(sys.argv[1]))))"
-    )
-    arguments = json.dumps([how.get("dtype", "float32"), how.get("devices", 1), list(activations)])
-    done = subprocess.run(
-        [sys.executable, "-c", program, arguments], env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return json.loads(done.stdout)
-
-
-def profile_on(
-    platform: str, dtype: str, products: str, *, activations: Sequence[str] = ACTIVATIONS, draws: bool = True
-) -> dict[str, Any]:
-    """Returns the same profiles, computed on this platform, with such `products`.
-
-    With `draws` also `"other"`: the share of the weights that are not, bit for bit, those which the same key gives on
-    a CPU. Raises `ValueError` on another platform.
-    """
-    check_platform(platform)
-    found = profiles_here(dtype, 1, activations, products)
-    if draws:
-        with jax.default_device(jax.devices("cpu")[0]):
-            on_cpu = jax.tree.leaves(_drawn(DEPTHS[-1]))
-        here = jax.tree.leaves(_drawn(DEPTHS[-1]))
-        other = sum(int(np.sum(one != two)) for one, two in zip(here, on_cpu, strict=True))
-        found["other"] = other / sum(one.size for one in here)
-    return found
-
-
-def profiles_here(dtype: str, devices: int, activations: Sequence[str], products: str = "highest") -> dict[str, Any]:
-    """Returns what `profile_elsewhere` says, as lists, computed in this process on `devices` of its devices.
-
-    The matrix `products` are computed as `gradcourse.course.experiments.precision.matrix_product` says.
-    """
-    mesh = Mesh(np.asarray(jax.devices()[:devices]), ("seed",))
-    x = _digits()[0][:100]
-    norms, slopes = [], []
-    drawn = {depth: _drawn(depth) for depth in DEPTHS}
-    for activation, scale, depth in product(activations, INITS.values(), DEPTHS):
-        network = mlp(64, [100] * depth, 10, activation=activation)
-        if products != "highest":
-            network = with_products(network, products)
-        with jax.enable_x64(dtype == "float64"):
-            stacked = jax.tree.map(lambda leaf, scale=scale: jnp.asarray(scale * leaf, dtype), drawn[depth])
-            stacked = jax.device_put(stacked, NamedSharding(mesh, PartitionSpec("seed")))
-            profile = _profiles(network, stacked, x.astype("float64" if dtype == "float64" else "float32"))
-        slopes.append(profile.slopes(first=1, last=depth - 1))
-        if depth == DEPTHS[-1]:
-            norms.append(10**profile.log10_norm)
-    sizes = len(activations), len(INITS)
-    return {
-        "norm": np.reshape(norms, (*sizes, *norms[0].shape)).tolist(),
-        "slope": np.reshape(slopes, (*sizes, len(DEPTHS), DRAWS)).tolist(),
-    }
-
-
-def _drawn(depth: int) -> Any:
-    """Ten draws of standard weights, stacked, as single-precision NumPy arrays."""
-    network = mlp(64, [100] * depth, 10, init="standard")
-    draws = [network.init(key=key) for key in jax.random.split(jax.random.key(5), DRAWS)]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *draws)
-
-
-@partial(jax.jit, static_argnums=0)
-def _profiles(network: Network, params: Any, x: Array) -> Any:
-    return jax.vmap(lambda p: backward_jacobian_norms(network, p, x))(params)
-
-
-def variance_shares(table: Float[np.ndarray, "..."]) -> Float[np.ndarray, " factor"]:
-    """Returns the share of a table's variance that each of its axes explains by itself.
-
-    An axis explains the variance of the averages over all other axes. What is missing to 1 is joint effects.
-
-    >>> variance_shares(np.array([[1.0, 2.0], [3.0, 4.0]]))
-    array([0.8, 0.2])
-    """
-    table = np.asarray(table, np.float64)
-    axes = range(table.ndim)
-    means = [table.mean(axis=tuple(other for other in axes if other != axis)) for axis in axes]
-    return np.array([mean.var() for mean in means]) / table.var()
-
-
 # ---- What rounding swallows
 
 MANTISSA = {"bfloat16": 8, "float32": 24, "float64": 53}  # binary digits, the leading one included
@@ -418,78 +178,6 @@ def share_that_moves(deviation: float, bound: float, digits: int) -> float:
         low, high = 2.0**exponent, min(2.0 ** (exponent + 1), bound)
         share += (high - low) / bound * erfc(2.0 ** (exponent - digits) / deviation / sqrt(2))
     return float(share + 2.0 ** (top - 59) / bound)
-
-
-# ---- The networks of Ciresan et al. (2010)
-
-RECORD_NETS: dict[int, tuple[int, ...]] = {
-    1: (1000, 500),
-    2: (1500, 1000, 500),
-    3: (2000, 1500, 1000, 500),
-    4: (2500, 2000, 1500, 1000, 500),
-    5: (1000,) * 9,
-}
-PIXELS = 29 * 29
-SCALED_TANH = Activation(
-    "scaled_tanh",
-    lambda s: 1.7159 * jnp.tanh(0.6666 * s),
-    lambda s: 1.7159 * 0.6666 * (1 - jnp.square(jnp.tanh(0.6666 * s))),
-    1.7159 * 0.6666,
-    source="LeCun et al. 1998",
-    linear_at_zero=True,
-    kinked_at_zero=False,
-)
-
-
-def record_network(net: int, *, activation: Any = SCALED_TANH, bound: float | None = 0.05) -> Network:
-    """Returns network 1 to 5 of Ciresan et al. (2010), with weights between -`bound` and `bound`, biases zero.
-
-    Without a bound the weights are those of the standard initialisation.
-
-    >>> record_network(4).depth
-    6
-    """
-    sizes = [PIXELS, *RECORD_NETS[net], 10]
-    layers: list[Dense] = []
-    for fan_in, units in pairwise(sizes):
-        init = Initializer("standard", 1.0 if bound is None else bound * sqrt(fan_in))
-        layers.append(Dense(units, activation if len(layers) < len(sizes) - 2 else "identity", initializer=init))
-    return sequential(PIXELS, layers)
-
-
-def record_net(net: int, scheme: str, seed: int) -> dict[str, Any]:
-    """Returns the log10 `"norm"` of the loss's gradient at each hidden layer's pre-activations, before any training.
-
-    The `scheme` is `"their own"` or `"sigmoid, standard"`. A hundred images, digits enlarged to 29 by 29 pixels.
-    """
-    network, x, y = _record_setting(net, scheme, images=100)
-    params = network.init(key=jax.random.key(seed))
-    profile = activation_gradient_norms(network, params, x, y, at="preactivation")
-    count = sum(prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    return {"norm": profile.log10_norm[:-1], "parameters": count}
-
-
-def predicted_record_net(net: int, scheme: str) -> Float[np.ndarray, " layer"]:
-    """Returns what mean-field theory predicts for that `"norm"`, relative to that at the last hidden layer."""
-    network, x, _ = _record_setting(net, scheme, images=20)
-    at_input = meanfield.backward_jacobian_norms(network, x).log10_norm
-    variances: list[
-        Any
-    ] = []  # of each layer's weights, times its fan-in: what lies between its pre-activation and input
-    for stage in network.stages:
-        layer: Any = stage.layer
-        variance = layer.initializer.second_moment(layer.weight_shape(stage.shape)) * stage.shape[0]
-        variances += [variance] * stage.repeats
-    hidden = (at_input - np.log10(variances) / 2)[:-1]
-    return hidden - hidden[-1]
-
-
-def _record_setting(net: int, scheme: str, images: int) -> tuple[Network, Array, np.ndarray]:
-    own = scheme == "their own"
-    network = record_network(net) if own else record_network(net, activation="sigmoid", bound=None)
-    x, y = (part[:images] for part in _digits())
-    x = jax.image.resize(jnp.asarray(x).reshape(-1, 8, 8), (images, 29, 29), "linear").reshape(images, -1)
-    return network, x, y
 
 
 # ---- The points
@@ -522,98 +210,43 @@ _MOVES = (
     *grid(hidden=[2, 3, 4, 5, 6], rate=[0.1], seed=SEEDS),
     *grid(hidden=[4], rate=[1.0, 3.0], seed=SEEDS, steps=[1000]),
 )
-WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
-WIDER = (*WIDTHS, 4096, 8192)  # for a device that has the memory
-_STEPS: dict[str, tuple[Mapping[str, Any], ...]] = {
-    "cpu": grid(platform=["cpu"], width=WIDTHS, dtype=["float32", "float64"]),
-    "gpu": (
-        *grid(platform=["gpu"], width=WIDER, dtype=["float32"], products=["highest"]),
-        *grid(platform=["gpu"], width=WIDER[4:], dtype=["float32"], products=["default"]),
-        *grid(platform=["gpu"], width=WIDTHS, dtype=["float64"], products=["highest"]),
-    ),
-    "host": grid(platform=["cpu"], width=WIDTHS, dtype=["float32"]),
-}
-_WHERE = {"cpu": "", "gpu": ", on a GPU", "host": ", on the processor beside the GPU"}
-_ON_GPU: tuple[Mapping[str, Any], ...] = tuple(
-    {"platform": "gpu", "dtype": dtype, "products": products}
-    for dtype, products in (
-        ("float32", "highest"),
-        ("float64", "highest"),
-        ("float32", "default"),
-        ("float32", "tensorfloat32"),
-        ("float32", "bfloat16"),
-    )
-)
-_NETS: tuple[Mapping[str, Any], ...] = (
-    *grid(net=[1, 2, 3, 4, 5], scheme=["their own"], seed=SEEDS),
-    *grid(net=[4, 5], scheme=["sigmoid, standard"], seed=SEEDS),
-)
-
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "updates_to_escape",
         "updates that plain descent needs for a mean loss below 1 on digits, by depth and rate",
         updates_to_escape,
         (*_FIXED, *_RATES, *_ONE_LINE),
-        {"point": _FIXED[0]},
+        check=_FIXED[0],
     ),
     Experiment(
         "updates_to_escape_gpu",
         "updates that plain descent needs for a mean loss below 1 on digits, by depth, on a GPU",
         escape_on,
         _ESCAPE_ON_GPU,
-        {"point": _ESCAPE_ON_GPU[0], "platform": "cpu"},
+        check=_ESCAPE_ON_GPU[0],
+        cheaper={"platform": "cpu"},
     ),
     Experiment(
         "smooth_descent",
         "the same on minibatches of 512 at a rate of 0.5: a third of the noise",
         updates_to_escape,
         _SMOOTH,
-        {"point": _SMOOTH[0]},
+        check=_SMOOTH[0],
     ),
     Experiment(
         "six_layers",
         "six sigmoid layers until their mean loss is below 1, two million updates at most, in two precisions",
         first_layer_moves,
         _SIX,
-        {"point": _SIX[0], "steps": 100},
+        check=_SIX[0],
+        cheaper={"steps": 100},
     ),
     Experiment(
         "first_layer_moves",
         "how far plain descent moves the first layer's weights of sigmoid networks",
         first_layer_moves,
         _MOVES,
-        {"point": _MOVES[0], "steps": 100},
-    ),
-    *(
-        Experiment(
-            f"step_seconds_{place}",
-            f"seconds per update of five sigmoid layers, by width{_WHERE[place]}",
-            step_seconds,
-            points,
-            {"point": points[0], "rounds": 0},
-        )
-        for place, points in _STEPS.items()
-    ),
-    Experiment(
-        "profile_elsewhere",
-        "profiles of the same random networks, computed in five ways",
-        profile_elsewhere,
-        grid(setting=list(SETTINGS)),
-        {"point": {"setting": "float32"}, "activations": ["sigmoid"]},
-    ),
-    Experiment(
-        "profile_gpu",
-        "profiles of the same random networks, computed in five ways on a GPU",
-        profile_on,
-        _ON_GPU,
-        {"point": _ON_GPU[0], "platform": "cpu", "activations": ["sigmoid"], "draws": False},
-    ),
-    Experiment(
-        "record_nets",
-        "gradients at the layers of Ciresan et al.'s networks before training",
-        record_net,
-        _NETS,
-        {"point": _NETS[0]},
+        check=_MOVES[0],
+        cheaper={"steps": 100},
     ),
 )

@@ -1,34 +1,17 @@
-"""Benchmarks: what the measurements cost, as ratios to alternatives that are timed in the same run.
+"""The benchmarks' cases: each yields rows, those against PyTorch and matfree only where these are installed."""
 
-`python -m gradcourse bench` prints the table and, with `--json FILE`, records it with the machine, the versions and
-the command. The two programs of a row run in turn, round after round, so that whatever else the machine does meets
-both; the ratio is the median over rounds of the rounds' ratios, and its spread half their interquartile range.
-
->>> row = race("doctest", "nothing", "itself", lambda: 0, lambda: 0, at_most=1e9, rounds=3)
->>> row.holds
-True
-"""
-
-import json
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax import lax
 
-from gradcourse._checks import known_name
-from gradcourse.course import contenders
-from gradcourse.course.provenance import in_words, provenance
+from gradcourse.course.bench import contenders
+from gradcourse.course.bench.race import Row, race
+from gradcourse.course.timing import seconds
 from gradcourse.diagnosis.monitoring import monitor as monitor_of
 from gradcourse.measure.jacobians import backward_jacobian_norms
 from gradcourse.nn.network import Network, Params, cnn, mlp
@@ -37,84 +20,14 @@ from gradcourse.training.data import digits
 from gradcourse.training.loop import train
 from gradcourse.training.sweeps import sweep as train_many
 
-__all__ = [
-    "CASES",
-    "Record",
-    "Row",
-    "chosen",
-    "depth_scan",
-    "matrix_product_peak",
-    "race",
-    "run",
-    "sweep_shares",
-    "table",
-]
+__all__ = ["BATCH", "CASES", "NEEDS", "OUTPUTS", "SIZES", "dense"]
 
 BATCH, OUTPUTS = 32, 10
 SIZES = ((1000, 64), (1000, 256), (100, 1024))  # depth and width
 
 
-@dataclass(frozen=True)
-class Row:
-    """One comparison: seconds of ours and theirs, and their ratio with the bar it is held to.
-
-    With `at_most` the ratio is ours over theirs; with `at_least` it is theirs over ours: how many times faster.
-    """
-
-    case: str
-    setting: str
-    against: str
-    ours: float
-    theirs: float
-    ratio: float
-    spread: float
-    at_most: float | None = None
-    at_least: float | None = None
-
-    @property
-    def holds(self) -> bool:
-        """Whether the ratio is within its bar."""
-        return self.ratio <= self.at_most if self.at_most is not None else self.ratio >= (self.at_least or 0)
-
-    @property
-    def bar(self) -> str:
-        """The bar in words."""
-        return f"at most {self.at_most:g}" if self.at_most is not None else f"at least {self.at_least:g}"
-
-
-def race(
-    case: str,
-    setting: str,
-    against: str,
-    ours: Callable[[], Any],
-    theirs: Callable[[], Any],
-    *,
-    at_most: float | None = None,
-    at_least: float | None = None,
-    rounds: int = 9,
-    warm: bool = True,
-) -> Row:
-    """Returns the row of two programs, timed in turn; with `warm` each runs once before, to compile."""
-    if warm:
-        seconds(ours), seconds(theirs)
-    pairs = np.array([(seconds(ours), seconds(theirs)) for _ in range(rounds)])
-    ratios = pairs[:, 0] / pairs[:, 1] if at_most is not None else pairs[:, 1] / pairs[:, 0]
-    low, ratio, high = np.percentile(ratios, [25, 50, 75])
-    mine, other = map(float, np.median(pairs, axis=0))
-    return Row(case, setting, against, mine, other, float(ratio), float(high - low) / 2, at_most, at_least)
-
-
-def seconds(program: Callable[[], Any]) -> float:
-    """Returns how long `program` takes until its results are there."""
-    start = time.perf_counter()
-    jax.block_until_ready(program())
-    return time.perf_counter() - start
-
-
-# The cases. Each yields rows; those against PyTorch and matfree only where these are installed.
-
-
-def _dense(depth: int, width: int, activation: str = "sigmoid") -> tuple[Network, Params, Any]:
+def dense(depth: int, width: int, activation: str = "sigmoid") -> tuple[Network, Params, Any]:
+    """Returns a dense network of `depth` layers of `width`, its parameters and a batch of Gaussian inputs."""
     network = mlp(width, [width] * (depth - 1), OUTPUTS, activation=activation)
     return network, network.init(key=jax.random.key(0)), jax.random.normal(jax.random.key(1), (BATCH, width))
 
@@ -122,7 +35,7 @@ def _dense(depth: int, width: int, activation: str = "sigmoid") -> tuple[Network
 def sweep(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Row]:
     """The sweep against its bare matrix products, and against the same sweep outside the log domain."""
     for depth, width in sizes:
-        network, params, x = _dense(depth, width)
+        network, params, x = dense(depth, width)
         ours, setting = partial(backward_jacobian_norms, network, params, x), f"dense, {depth} layers of {width}"
         bare, plain = (make(network, params, x) for make in (contenders.bare_products, contenders.plain_sweep))
         yield race("sweep", setting, "bare matrix products", ours, bare, at_most=1.15)
@@ -132,11 +45,11 @@ def sweep(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Row]:
 def torch(sizes: Sequence[tuple[int, int]] = SIZES, shallow: int = 50) -> Iterator[Row]:
     """The sweep against PyTorch."""
     for (depth, width), times in zip(sizes, (2.5, 1.1, 1.0), strict=False):
-        network, params, x = _dense(depth, width)
+        network, params, x = dense(depth, width)
         ours, setting = partial(backward_jacobian_norms, network, params, x), f"dense, {depth} layers of {width}"
         theirs = contenders.torch_batched(network, params, x)
         yield race("torch", setting, "torch.autograd.grad, batched", ours, theirs, at_least=times)
-    network, params, x = _dense(shallow, 64)
+    network, params, x = dense(shallow, 64)
     ours = partial(backward_jacobian_norms, network, params, x)
     theirs = contenders.torch_jacrev_per_layer(network, params, x)
     yield race("torch", f"dense, {shallow} layers of 64", "torch.func.jacrev per layer", ours, theirs, at_least=20.0)
@@ -144,7 +57,7 @@ def torch(sizes: Sequence[tuple[int, int]] = SIZES, shallow: int = 50) -> Iterat
 
 def compiling(shallow: int = 50, depths: tuple[int, int] = (8, 8192), rounds: int = 5) -> Iterator[Row]:
     """Compile time: against one `jax.jacrev` per layer, which is run once, and of many layers against few."""
-    network, params, x = _dense(shallow, 64)
+    network, params, x = dense(shallow, 64)
 
     def cold(program: Callable[[], Any]) -> Any:
         jax.clear_caches()
@@ -154,7 +67,7 @@ def compiling(shallow: int = 50, depths: tuple[int, int] = (8, 8192), rounds: in
     theirs = partial(cold, lambda: contenders.jax_jacrev_per_layer(network, params, x)())
     setting = f"dense, {shallow} layers of 64, with compile time"
     yield race("compiling", setting, "jax.jacrev per layer", ours, theirs, at_least=20.0, rounds=rounds, warm=False)
-    deep, few = (partial(compile_sweep, _dense(depth, 64)[0]) for depth in reversed(depths))
+    deep, few = (partial(compile_sweep, dense(depth, 64)[0]) for depth in reversed(depths))
     setting = f"dense, compiling {depths[1]} layers of 64"
     yield race("compiling", setting, f"compiling {depths[0]} layers", deep, few, at_most=1.3, rounds=rounds)
 
@@ -213,7 +126,7 @@ def _probed(network: Network, batch: int, setting: str) -> Row:
 
     def loss(params: Params, found: list[Probe | None]) -> Any:
         h = x  # without a scan: on a CPU, XLA runs a convolution's gradient badly inside one
-        for (layer, p), place in zip(contenders.layers_of(network, params), found, strict=True):
+        for (layer, p), place in zip(network.layers(params), found, strict=True):
             h = probe(layer.apply(p, h), place)
         return optax.losses.softmax_cross_entropy_with_integer_labels(h, labels).mean()
 
@@ -251,7 +164,7 @@ def monitor(
 
 
 def _monitored(network: Network, batch: int, setting: str, rounds: int, *, wrapped: bool) -> Row:
-    params = contenders.layers_of(network, network.init(key=jax.random.key(0)))
+    params = network.layers(network.init(key=jax.random.key(0)))
     layers, start = [layer for layer, _ in params], [p for _, p in params]
     x = jax.random.normal(jax.random.key(1), (batch, *network.input_shape))
     labels = jnp.arange(batch) % OUTPUTS
@@ -330,123 +243,3 @@ CASES: dict[str, Callable[[], Iterator[Row]]] = {
     case.__name__: case for case in (sweep, torch, compiling, convolution, matfree, probes, monitor, training)
 }
 NEEDS = {"torch": "torch", "matfree": "matfree"}
-
-
-# Time and compile time against depth, for the book's figure
-
-
-def depth_scan(
-    depths: Sequence[int] = (2, 8, 32, 128, 512, 2048, 8192), *, patience: float = 20, rounds: int = 5
-) -> list[dict[str, Any]]:
-    """Returns seconds to run and to compile each way of measuring all layers of width 64, against depth.
-
-    A way is left off where a smaller depth has taken more than `patience` seconds. PyTorch compiles nothing.
-    """
-    ways: dict[str, Callable[..., Callable[[], Any]]] = {
-        "one sweep, scanned": lambda *net: partial(backward_jacobian_norms, *net),
-        "jax.jacrev per layer": contenders.jax_jacrev_per_layer,
-    }
-    if find_spec("torch"):
-        ways |= {
-            "torch.autograd.grad, batched": contenders.torch_batched,
-            "torch.func.jacrev per layer": contenders.torch_jacrev_per_layer,
-        }
-    points = []
-    for way, make in ways.items():
-        for depth in depths:
-            program = make(*_dense(depth, 64))
-            jax.clear_caches()
-            first = seconds(program)
-            again = float(np.median([seconds(program) for _ in range(rounds if first < 1 else 1)]))
-            compiled = max(first - again, 0) if "torch" not in way else 0.0
-            points.append({"way": way, "depth": depth, "run": again, "compile": compiled})
-            if first > patience:
-                break
-    return points
-
-
-def matrix_product_peak(size: int = 2048, rounds: int = 9) -> float:
-    """Returns the floating-point operations per second of the fastest round of a large float32 matrix product."""
-    a = jnp.ones((size, size))
-    product = jax.jit(lambda a: jnp.matmul(a, a, precision=lax.Precision.HIGHEST))
-    seconds(partial(product, a))
-    return 2 * size**3 / min(seconds(partial(product, a)) for _ in range(rounds))
-
-
-def sweep_shares(sizes: Sequence[tuple[int, int]] = SIZES, rounds: int = 5) -> dict[str, float]:
-    """Returns, per size, the share of that peak at which the sweep's matrix products are worked off."""
-    peak, shares = matrix_product_peak(), {}
-    for depth, width in sizes:
-        program = partial(backward_jacobian_norms, *_dense(depth, width))
-        seconds(program)
-        operations = 2 * depth * width**2 * BATCH * (1 + OUTPUTS)
-        shares[f"dense, {depth} layers of {width}"] = operations / min(seconds(program) for _ in range(rounds)) / peak
-    return shares
-
-
-# The record
-
-
-@dataclass(frozen=True)
-class Record:
-    """The results of a run, and what they depend on."""
-
-    provenance: dict[str, Any]
-    rows: tuple[Row, ...]
-    depth_scan: list[dict[str, Any]]
-    matrix_product_peak: float
-    shares_of_peak: dict[str, float]
-
-    @classmethod
-    def read(cls, path: Path | str) -> "Record":
-        """Returns the record in the JSON file at `path`."""
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls(**fields | {"rows": tuple(Row(**row) for row in fields["rows"])})
-
-    def write(self, path: Path | str) -> None:
-        """Writes the record as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-
-    def __str__(self) -> str:
-        """What machine, when and how, in a few lines."""
-        return in_words(self.provenance)
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Returns the rows as text, one a line, with times in milliseconds."""
-    lines = [("what", "against", "ours, ms", "theirs, ms", "ratio", "bar", "")]
-    for row in rows:
-        ratio = f"{row.ratio:.3g} +- {row.spread:.2g}"
-        times = (f"{1e3 * row.ours:.4g}", f"{1e3 * row.theirs:.4g}")
-        lines.append((row.setting, row.against, *times, ratio, row.bar, "holds" if row.holds else "MISSED"))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def chosen(cases: Sequence[str]) -> list[str]:
-    """Returns the names of the cases to run, all if none is named; raises `ValueError` for an unknown one."""
-    return [known_name("case", name, tuple(CASES)) for name in cases] or list(CASES)
-
-
-def run(cases: Sequence[str] = (), record: Path | None = None) -> list[Row]:
-    """Runs the named cases (all by default), prints their table, and writes the record where one is asked for.
-
-    The record also holds the depth scan and the shares of the matrix-product peak. Rows against a package that is not
-    installed are left off, and a line says so. Raises as `chosen`.
-    """
-    rows: list[Row] = []
-    for name in chosen(cases):
-        if name in NEEDS and not find_spec(NEEDS[name]):
-            print(f"{name}: left off, {NEEDS[name]} is not installed (pip install -e '.[bench]')", file=sys.stderr)
-            continue
-        for row in CASES[name]():
-            rows.append(row)
-            print(table([row]).splitlines()[1], file=sys.stderr, flush=True)
-    print(table(rows))
-    if record is not None:
-        command = " ".join(["python -m gradcourse bench", *cases, "--json", record.name])
-        settings = {"batch": BATCH, "outputs": OUTPUTS, "dtype": "float32", "matmul precision": "highest"}
-        source = provenance(command, packages=("torch", "matfree")) | {"settings": settings}
-        Record(source, tuple(rows), depth_scan(), matrix_product_peak(), sweep_shares()).write(record)
-        print(f"recorded in {record}")
-    return rows

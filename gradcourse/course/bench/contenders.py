@@ -30,7 +30,6 @@ __all__ = [
     "bare_products",
     "convolutions_as_products",
     "jax_jacrev_per_layer",
-    "layers_of",
     "matfree_frobenius_norm",
     "plain_sweep",
     "torch_batched",
@@ -76,7 +75,7 @@ def plain_sweep(network: Network, params: Params, x: Float[Array, "batch *shape"
 
 def jax_jacrev_per_layer(network: Network, params: Params, x: Float[Array, "batch *shape"]) -> Norms:
     """Returns one `jax.jacrev` per layer, of the layers from there on: a program that grows with the depth squared."""
-    layers = layers_of(network, params)
+    layers = network.layers(params)
 
     @jax.jit
     def run(x: Array) -> Array:
@@ -183,16 +182,7 @@ def _torch_layers(network: Network, params: Params) -> list[Callable[[Any], Any]
         function = functions[layer.activation.name]
         return lambda h: function(torch.addmm(bias, h, weight) if h.ndim == 2 else h @ weight + bias)
 
-    return [made(layer, p) for layer, p in layers_of(network, params)]
-
-
-def layers_of(network: Network, params: Params) -> list[tuple[Layer, Any]]:
-    """Returns every layer with its own parameters."""
-    return [
-        (stage.layer, jax.tree.map(lambda leaf, index=index: leaf[index], p))
-        for stage, p in zip(network.stages, params, strict=True)
-        for index in range(stage.repeats)
-    ]
+    return [made(layer, p) for layer, p in network.layers(params)]
 
 
 def _rest(layers: list[tuple[Layer, Any]], h: Array) -> Array:
