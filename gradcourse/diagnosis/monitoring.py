@@ -59,6 +59,7 @@ from gradcourse.profile import Profile
 __all__ = ["Monitor", "MonitoredStep", "monitor"]
 
 Tell = Callable[[Any, bool | None], Any]
+_copy = jax.jit(partial(jax.tree.map, jnp.copy))
 
 
 def monitor(
@@ -245,11 +246,6 @@ class MonitoredStep:
         seconds = (now - self._last[1]) / (number - self._last[0]) if self._last else np.nan
         self._notes.append((number, seen, float(loss), seconds))
         self._last = (number, time.perf_counter())
-
-
-@jax.jit
-def _copy(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
 
 
 @partial(jax.jit, static_argnums=0)
