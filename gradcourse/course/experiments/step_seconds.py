@@ -14,9 +14,8 @@ from jaxtyping import Array
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from gradcourse.course.experiments.precision import matrix_product, with_products
-from gradcourse.course.provenance import check_platform
+from gradcourse.course.provenance import check_platform, seconds
 from gradcourse.course.recording import Experiment, grid
-from gradcourse.course.timing import seconds
 from gradcourse.nn.network import Network, mlp
 from gradcourse.training.data import digits
 
