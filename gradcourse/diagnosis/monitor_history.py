@@ -99,7 +99,7 @@ class MonitorHistory:
 
         `quantity` is `"log10_gradient"`, `"update_to_weight"` or `"zero_share"`, by default the first that was seen.
         """
-        from gradcourse.plots.layers import layers_over_steps  # with it comes matplotlib
+        from gradcourse.plots import layers_over_steps  # with it comes matplotlib
 
         labels = {
             "log10_gradient": r"$\log_{10}$ norm of the gradient",

@@ -188,7 +188,7 @@ class Report:
 
     def plot(self, *, title: str = "") -> Any:
         """Returns a figure: log10 norm of the gradient at every layer, of activations and of parameters."""
-        from gradcourse.plots.layers import profiles  # with it comes matplotlib
+        from gradcourse.plots import profiles  # with it comes matplotlib
 
         names = tuple(row.name for row in self.layers)
         measured = {
