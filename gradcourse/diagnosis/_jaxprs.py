@@ -1,44 +1,15 @@
-"""Tools for jaxprs, the programs that JAX makes of functions: kinds of operations, and how to run some of them."""
+"""Tools for jaxprs, the programs that JAX makes of functions: how to look into them, and how to run them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import jax
-import numpy as np
 from jax.extend import core
 
-__all__ = [
-    "CHECKPOINTS",
-    "ELEMENTWISE",
-    "OPAQUE",
-    "PRODUCTS",
-    "RANDOM",
-    "RESHAPES",
-    "called",
-    "consts_and_carry",
-    "flattened",
-    "is_elementwise",
-    "is_square",
-    "path_between",
-    "reshaped",
-    "results_of",
-    "variables",
-]
+__all__ = ["CALLS", "called", "consts_and_carry", "evaluated", "flattened", "results_of", "values_of", "variables"]
 
-PRODUCTS = {"dot_general", "conv_general_dilated", "ragged_dot_general"}
-RESHAPES = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "rev", "convert_element_type", "copy", "name"}
-ELEMENTWISE = {
-    "abs", "add", "add_any", "and", "atan", "atan2", "cbrt", "clamp", "convert_element_type", "copy", "cos", "cosh",
-    "div", "eq", "erf", "erfc", "exp", "exp2", "expm1", "ge", "gt", "integer_pow", "le", "log", "log1p", "logistic",
-    "lt", "max", "min", "mul", "name", "ne", "neg", "not", "or", "pow", "rsqrt", "select_n", "sign", "sin", "sinh",
-    "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
-}  # fmt: skip
 CALLS = {"jit", "pjit", "closed_call", "core_call"}
-CHECKPOINTS = {"checkpoint", "remat", "remat2"}
-CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
-OPAQUE = {*CUSTOM, "cond", "while"}
-RANDOM = ("random_", "threefry", "rng_")  # how primitives are called whose results are data, not constants
 
 
 def variables(atoms: Iterable[Any]) -> list[Any]:
@@ -48,30 +19,46 @@ def variables(atoms: Iterable[Any]) -> list[Any]:
 
 def called(eqn: Any) -> Any:
     """The closed jaxpr of the function that an equation calls."""
-    params = eqn.params
-    inner = next(params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in params)
+    inner = next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params)
     return inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
+
+
+def values_of(atoms: Iterable[Any], env: Mapping[Any, Any]) -> list[Any]:
+    """What the atoms stand for, where `env` has the variables' values."""
+    return [atom.val if isinstance(atom, core.Literal) else env[atom] for atom in atoms]
+
+
+def evaluated(closed: Any, values: Sequence[Any], step: Callable[[int, Any, dict[Any, Any]], Sequence[Any]]) -> Any:
+    """The results of a closed jaxpr at `values`; `step(index, eqn, env)` returns those of an equation."""
+    jaxpr = closed.jaxpr
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *values], strict=True))
+    for index, eqn in enumerate(jaxpr.eqns):
+        env |= zip(eqn.outvars, step(index, eqn, env), strict=True)
+    return values_of(jaxpr.outvars, env)
+
+
+def results_of(eqn: Any, env: Mapping[Any, Any]) -> list[Any]:
+    """The results of one equation: those of a program that consists of it."""
+    needed = list(dict.fromkeys(variables(eqn.invars)))
+    alone = _nothing().replace(invars=needed, outvars=eqn.outvars, eqns=[eqn])
+    return jax.core.eval_jaxpr(alone, (), *values_of(needed, env))
+
+
+@cache
+def _nothing() -> Any:
+    """An empty program, to be filled: JAX wants every jaxpr to say what function it comes from."""
+    return jax.make_jaxpr(lambda: ())().jaxpr
 
 
 def flattened(closed: Any) -> Any:
     """The closed jaxpr with all calls of jitted functions written out, and without what its results do not need."""
 
-    def evaluate(closed: Any, values: Sequence[Any]) -> list[Any]:
-        jaxpr = closed.jaxpr
-        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *values], strict=True))
+    def step(_: int, eqn: Any, env: dict[Any, Any]) -> Sequence[Any]:
+        if eqn.primitive.name in CALLS:
+            return evaluated(called(eqn), values_of(eqn.invars, env), step)
+        return results_of(eqn, env)
 
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, core.Literal) else env[atom]
-
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name in CALLS:
-                results = evaluate(called(eqn), [read(atom) for atom in eqn.invars])
-            else:
-                results = results_of(eqn, read)
-            env |= dict(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    flat = jax.make_jaxpr(lambda *values: evaluate(closed, values))(*closed.in_avals)
+    flat = jax.make_jaxpr(lambda *values: evaluated(closed, values, step))(*closed.in_avals)
     wanted, kept = set(variables(flat.jaxpr.outvars)), []
     for eqn in reversed(flat.jaxpr.eqns):  # what the results do not need, such as a gradient handed out beside a loss
         if eqn.effects or not wanted.isdisjoint(eqn.outvars):
@@ -92,59 +79,3 @@ def consts_and_carry(eqn: Any) -> tuple[int, int]:
 
     carry = len(eqn.outvars) - sliced(eqn.outvars, body.out_avals)
     return len(eqn.invars) - sliced(eqn.invars, body.in_avals) - carry, carry
-
-
-def path_between(eqns: Sequence[Any], source: Any, target: Any) -> list[int]:
-    """The equations, in order, by which `target` comes about from `source`, all else given."""
-    reached, forward = {source}, []
-    for index, eqn in enumerate(eqns):
-        if source not in eqn.outvars and not reached.isdisjoint(variables(eqn.invars)):
-            reached |= set(eqn.outvars)
-            forward.append(index)
-    wanted, needed = {target} - {source}, []
-    for index in reversed(forward):
-        if not wanted.isdisjoint(eqns[index].outvars):
-            wanted |= set(variables(eqns[index].invars))
-            needed.append(index)
-    return needed[::-1]
-
-
-def is_square(eqn: Any) -> bool:
-    """Whether an equation squares its argument."""
-    return eqn.primitive.name == "square" or (eqn.primitive.name == "integer_pow" and eqn.params["y"] == 2)
-
-
-def is_elementwise(eqn: Any) -> bool:
-    """Whether every entry of an equation's result depends on the same entry of its arguments alone."""
-    name = eqn.primitive.name
-    if name in CUSTOM or name in CALLS:
-        return all(is_elementwise(one) for one in called(eqn).jaxpr.eqns)
-    return name in ELEMENTWISE or (name in RESHAPES and eqn.invars[0].aval.shape == eqn.outvars[0].aval.shape)
-
-
-def reshaped(eqn: Any, array: np.ndarray) -> np.ndarray:
-    """What one of the `RESHAPES` makes of an array."""
-    name, params = eqn.primitive.name, eqn.params
-    if name == "transpose":
-        return array.transpose(params["permutation"])
-    if name == "broadcast_in_dim":
-        shape = [1] * len(params["shape"])
-        for axis, size in zip(params["broadcast_dimensions"], array.shape, strict=True):
-            shape[axis] = size
-        return np.broadcast_to(array.reshape(shape), params["shape"])
-    if name in ("reshape", "squeeze"):
-        return array.reshape(eqn.outvars[0].aval.shape)
-    return np.flip(array, params["dimensions"]) if name == "rev" else array
-
-
-def results_of(eqn: Any, read: Callable[[Any], Any]) -> list[Any]:
-    """The results of one equation: those of a program that consists of it."""
-    needed = list(dict.fromkeys(variables(eqn.invars)))
-    alone = _nothing().replace(invars=needed, outvars=eqn.outvars, eqns=[eqn])
-    return jax.core.eval_jaxpr(alone, (), *map(read, needed))
-
-
-@cache
-def _nothing() -> Any:
-    """An empty program, to be filled: JAX wants every jaxpr to say what function it comes from."""
-    return jax.make_jaxpr(lambda: ())().jaxpr

@@ -21,6 +21,7 @@ batch, and judges them by rules with thresholds (`gradcourse.diagnosis.findings`
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,13 +29,12 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from gradcourse._checks import positive_integer
-from gradcourse.diagnosis.findings import findings_of, gradient_slope
-from gradcourse.diagnosis.measuring import measure
-from gradcourse.diagnosis.models import as_loss, next_update
-from gradcourse.diagnosis.reading import READ_ON
+from gradcourse._dummies import is_floating
+from gradcourse.diagnosis.findings import READ_ON, findings_of, gradient_slope
+from gradcourse.diagnosis.models import as_loss
 from gradcourse.diagnosis.report import LayerReport, Report
 from gradcourse.diagnosis.rows import network_rows, program_rows
-from gradcourse.diagnosis.tracing import parameter_paths, traced_program
+from gradcourse.diagnosis.tracing import parameter_paths, traced
 from gradcourse.measure.gradients import CROSS_ENTROPY
 from gradcourse.nn.network import Network
 
@@ -77,8 +77,7 @@ def diagnose(
     - `read_on`: for each kind of finding, where it is explained; by default a chapter of the course.
 
     Cost: two forward and backward passes, and `directions` backward passes more; everything is compiled once. The
-    gradient is taken twice, once of a scaled loss, so that what underflows is told from what is 0; it is right down to
-    about 1e-75 in float32.
+    second pass is of a scaled loss, so that what underflows, down to about 1e-75 in float32, is told from what is 0.
 
     Raises `TypeError` or `ValueError` for what cannot be called or differentiated; where the model itself raises, a
     note is added that says what it was called with.
@@ -90,36 +89,28 @@ def diagnose(
             f"optimizer={optimizer!r} is a {type(optimizer).__name__}; accepted is an optax optimiser "
             "(of Flax's nnx.Optimizer, its tx)."
         )
+    update = partial(_next_update, optimizer, optimizer_state)
     if isinstance(model_or_loss, Network):
         if not isinstance(batch, tuple) or len(batch) != 2:
             raise TypeError(f"batch={batch!r} is not accepted for a network; give (inputs, labels).")
         per_example = CROSS_ENTROPY if loss is None else loss
         try:
-            rows, value = network_rows(
-                model_or_loss, params, *batch, per_example, optimizer, optimizer_state, directions, key
-            )
+            rows, value = network_rows(model_or_loss, params, *batch, per_example, update, directions, key)
             return _report(rows, value, True, (), read_on)
         except FloatingPointError:  # activations overflow: where, a plain run tells
             loss = lambda outputs, labels: jax.vmap(per_example)(outputs, labels).mean()  # noqa: E731
             model_or_loss = model_or_loss.apply
-    form = as_loss(model_or_loss, params, batch, loss, probes, key)
-    program = traced_program(form.loss, form.trainable, form.given, probed=probes is not None)
-    paths = parameter_paths(form.trainable)
-    placed = {path for layer in program.layers for path in layer.parameters}
+    function, trainable, given = as_loss(model_or_loss, params, batch, loss, probes, key)
+    program = traced(function, trainable, given, probed=probes is not None)
+    paths, placed = parameter_paths(trainable), {path for layer in program.all() for path in layer.given}
     if not placed:
         raise ValueError(
             f"no layer was found in {getattr(model_or_loss, '__name__', 'the model')}: its parameters, {paths[:5]}, "
-            "meet the batch in no product. Give the data as batch=, and the parameters as params=, not the other way "
-            "round."
+            "meet the batch in no product. Give the data as batch=, the parameters as params=, not the other way round."
         )
-    measured = measure(program, form, directions, key)
-    updates = None
-    if optimizer is not None:
-        updates = next_update(optimizer, optimizer_state, measured.gradient, form.trainable)
-    rows = program_rows(program, form.trainable, measured, updates)
-    sound = all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(form.given) if _is_floating(leaf))
-    elsewhere = tuple(path for path in paths if path not in placed)
-    return _report(rows, float(measured.loss), bool(sound), elsewhere, read_on)
+    rows, value = program_rows(program, trainable, given, update, directions, key)
+    sound = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(given) if is_floating(leaf))
+    return _report(rows, value, sound, tuple(path for path in paths if path not in placed), read_on)
 
 
 def _report(
@@ -129,5 +120,16 @@ def _report(
     return Report(tuple(rows), findings_of(rows, loss, sound, read_on), loss, slope, (low, high), elsewhere)
 
 
-def _is_floating(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+def _next_update(optimizer: Any, state: Any, gradient: Any, params: Any) -> Any:
+    """What the optimiser would add to the parameters, if there is one: from `state`, or as its first update."""
+    if optimizer is None:
+        return None
+    try:
+        return optimizer.update(gradient, optimizer.init(params) if state is None else state, params)[0]
+    except Exception as error:
+        error.add_note(
+            "diagnose gave optimizer.update the gradient, optimizer_state and the parameters. Is that the state that "
+            "optimizer.init has made for these very parameters? Flax's nnx.Optimizer keeps it in another form; without "
+            "optimizer_state, the first update is told."
+        )
+        raise

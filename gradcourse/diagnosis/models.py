@@ -7,7 +7,8 @@ where they are called, so that the original never changes.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,34 +16,26 @@ import numpy as np
 import optax
 
 from gradcourse._checks import is_from
+from gradcourse._dummies import is_floating
 
-__all__ = ["Form", "as_loss", "next_update"]
-
-
-class Form(NamedTuple):
-    """A model in one form.
-
-    - `loss`: a function; `loss(trainable, *given)` is a scalar;
-    - `trainable`: the parameters that can be differentiated, a pytree;
-    - `given`: the batch, after the dummies of the model's own probes if it has any.
-    """
-
-    loss: Callable[..., Any]
-    trainable: Any
-    given: tuple[Any, ...]
+__all__ = ["as_loss"]
 
 
 def as_loss(
     model_or_loss: Any, params: Any, batch: Any, loss: Callable[..., Any] | None, probes: Any, key: Any
-) -> Form:
-    """Returns a model or a loss in the one form; arguments and errors are those of `gradcourse.diagnose`."""
+) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+    """Returns a model or a loss in the one form; arguments and errors are those of `gradcourse.diagnose`.
+
+    That is a function, the parameters that can be differentiated, a pytree, and the batch, after the dummies of the
+    model's own probes if it has any: `function(trainable, *given)` is a scalar.
+    """
     is_module = _holds_its_parameters(model_or_loss, params)
     held = model_or_loss if is_module else params
     batch = batch if isinstance(batch, tuple) else () if batch is None else (batch,)
     given = batch if probes is None else (probes, *batch)
     call = model_or_loss
     if is_module:
-        call = _per_example(key) if is_from("equinox", held) else lambda model, *inputs: model(*inputs)
+        call = partial(_per_example, key) if is_from("equinox", held) else lambda model, *inputs: model(*inputs)
     trainable, rest, whole = _parted(held)
 
     def run(trainable: Any, given: tuple[Any, ...], finish: Callable[[Any], Any]) -> Any:
@@ -50,7 +43,7 @@ def as_loss(
             return finish(call(whole(trainable, rest), *given))
 
         # Flax lets a module's state change only where it has been put together: inside of one and the same `jit`.
-        return (jax.jit(inside) if _is_nnx(held) else inside)(trainable, rest, given)
+        return (jax.jit(inside) if is_from("flax.nnx", held) else inside)(trainable, rest, given)
 
     def works(*given: Any) -> bool:
         try:
@@ -73,24 +66,18 @@ def as_loss(
             return run(trainable, given[:-1], lambda output: _loss_of(output, given[-1], loss))
         return run(trainable, given, _scalar_of)
 
-    _try(evaluate, trainable, given, model_or_loss)
-    return Form(evaluate, trainable, given)
-
-
-def next_update(optimizer: Any, state: Any, gradient: Any, params: Any) -> Any:
-    """Returns what the optimiser would add to the parameters: from `state`, or as its first update if that is `None`.
-
-    Where the optimiser raises, a note is added that says what it was given.
-    """
     try:
-        return optimizer.update(gradient, optimizer.init(params) if state is None else state, params)[0]
+        jax.eval_shape(evaluate, trainable, *given)
     except Exception as error:
+        name = getattr(model_or_loss, "__name__", type(model_or_loss).__name__)
         error.add_note(
-            "diagnose gave optimizer.update the gradient, optimizer_state and the parameters. Is that the state that "
-            "optimizer.init has made for these very parameters? Flax's nnx.Optimizer keeps it in another form; without "
-            "optimizer_state, the first update is told."
+            f"diagnose called {name} with the parameters and a batch of {_described(given)}. Does the batch have the "
+            "shapes that the model was made for? A model with state (batch statistics, a key for dropout) or with "
+            "other arguments is accepted as a function: gradcourse.diagnose(loss, model, batch), where "
+            "loss(model, *batch) returns a scalar."
         )
         raise
+    return evaluate, trainable, given
 
 
 # ---- Parameters
@@ -114,54 +101,36 @@ def _holds_its_parameters(model_or_loss: Any, params: Any) -> bool:
 
 def _parted(held: Any) -> tuple[Any, Any, Callable[[Any, Any], Any]]:
     """The part of `held` that can be differentiated, the rest of it, and the function that puts both together again."""
-    if _is_nnx(held):
+    if is_from("flax.nnx", held):
         from flax import nnx
 
         graph, trainable, rest = nnx.split(held, nnx.Param, ...)
         return trainable, rest, lambda trainable, rest: nnx.merge(graph, trainable, rest)
-    leaves, structure = jax.tree.flatten(held, is_leaf=_is_none)
-    floating = [_is_floating(leaf) for leaf in leaves]
-    if not any(floating):
+
+    def differentiable(leaf: Any) -> bool:  # a plain number in a module, such as the rate of a dropout, is a setting
+        return isinstance(leaf, jax.Array | np.ndarray) and is_floating(leaf)
+
+    def whole(trainable: Any, rest: Any) -> Any:
+        chosen = lambda one, other: other if one is None else one  # noqa: E731
+        return jax.tree.map(chosen, trainable, rest, is_leaf=lambda leaf: leaf is None)
+
+    trainable = jax.tree.map(lambda leaf: jnp.asarray(leaf) if differentiable(leaf) else None, held)
+    if not jax.tree.leaves(trainable):
         raise TypeError(
             f"params={_short(held)} holds no array of floating-point numbers; accepted is a pytree with at least one."
         )
-
-    def chosen(wanted: bool) -> Any:
-        kept = [leaf if one is wanted else None for leaf, one in zip(leaves, floating, strict=True)]
-        return jax.tree.unflatten(structure, kept)
-
-    def whole(trainable: Any, rest: Any) -> Any:
-        return jax.tree.map(lambda one, other: other if one is None else one, trainable, rest, is_leaf=_is_none)
-
-    return jax.tree.map(jnp.asarray, chosen(True)), chosen(False), whole
-
-
-def _is_none(leaf: Any) -> bool:
-    return leaf is None
-
-
-def _is_nnx(held: Any) -> bool:
-    return is_from("flax.nnx", held)
-
-
-def _is_floating(leaf: Any) -> bool:
-    """Arrays alone: a plain number in a module, such as the rate of a dropout, is a setting."""
-    return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return trainable, jax.tree.map(lambda leaf: None if differentiable(leaf) else leaf, held), whole
 
 
 # ---- Calls
 
 
-def _per_example(key: Any) -> Callable[..., Any]:
+def _per_example(key: Any, model: Any, *inputs: Any) -> Any:
     """Equinox's modules take one example, and a key if they draw numbers."""
-
-    def call(model: Any, *inputs: Any) -> Any:
-        if "key" not in _parameters(type(model).__call__):
-            return jax.vmap(model)(*inputs)
-        keys = jax.random.split(key, jnp.shape(jax.tree.leaves(inputs)[0])[0])
-        return jax.vmap(lambda one, *example: model(*example, key=one))(keys, *inputs)
-
-    return call
+    if "key" not in _parameters(type(model).__call__):
+        return jax.vmap(model)(*inputs)
+    keys = jax.random.split(key, jnp.shape(jax.tree.leaves(inputs)[0])[0])
+    return jax.vmap(lambda one, *example: model(*example, key=one))(keys, *inputs)
 
 
 def _parameters(function: Any) -> dict[str, inspect.Parameter]:
@@ -211,24 +180,6 @@ def _loss_of(output: Any, target: Any, loss: Callable[..., Any] | None) -> Any:
         "(..., classes) with integer labels (...), or outputs with floating-point targets of the same shape. "
         "For anything else give loss=function(outputs, targets), which returns a scalar."
     )
-
-
-def _try(evaluate: Callable[..., Any], trainable: Any, batch: tuple[Any, ...], model: Any) -> None:
-    """Raises an error that says what the model was called with, where that call fails."""
-    try:
-        jax.eval_shape(evaluate, trainable, *batch)
-    except Exception as error:
-        error.add_note(
-            f"diagnose called {_name(model)} with the parameters and a batch of {_described(batch)}. Does the batch "
-            "have the shapes that the model was made for? A model with state (batch statistics, a key for dropout) or "
-            "with other arguments is accepted as a function: gradcourse.diagnose(loss, model, batch), where "
-            "loss(model, *batch) returns a scalar."
-        )
-        raise
-
-
-def _name(model: Any) -> str:
-    return getattr(model, "__name__", type(model).__name__)
 
 
 def _described(value: Any) -> str:

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gradcourse._checks import known_name
-from gradcourse.diagnosis.findings import THRESHOLDS
-from gradcourse.diagnosis.reading import READ_ON
+from gradcourse.diagnosis.findings import READ_ON, THRESHOLDS, finding
 from gradcourse.diagnosis.report import Finding
 from gradcourse.profile import Profile
 from gradcourse.tables import Table, json_value
@@ -72,10 +71,8 @@ class MonitorHistory:
         count, depth = len(self.step), len(self.layers)
         if not count:
             return f"0 snapshots of {depth} layers"
-        head = f"{count} snapshot{'s'[: count != 1]} of {depth} layers, steps {self.step[0]} to {self.step[-1]}"
-        when = sorted({0, count // 2, count - 1})
-        columns: list[tuple[str, list[str]]] = [("layer", list(self.layers))]
-        seen = self.values()
+        when, seen, shown = sorted({0, count // 2, count - 1}), self.values(), _thinned(depth)
+        columns: list[tuple[str, Sequence[str]]] = [("layer", self.layers)]
         for name, heading in (("log10_gradient", "log10 gradient"), ("update_to_weight", "update/weight")):
             for snapshot in when if name in seen else ():
                 label = f"step {self.step[snapshot]}"
@@ -83,10 +80,12 @@ class MonitorHistory:
                 columns.append((f"{heading}, {label}" if snapshot == when[0] else label, words))
         if self.zero_share is not None:
             columns.append(("zeros", [f"{share:.0%}" for share in self.zero_share[-1]]))
-        columns.append(("finite", ["yes" if good else "NO" for good in np.all(self.finite, axis=0).tolist()]))
-        rows = list(zip(*(entries for _, entries in columns), strict=True))
-        shown = _thinned(depth)
-        lines = [head, repr(Table([heading for heading, _ in columns], [rows[index] for index in shown]))]
+        columns.append(("finite", ["yes" if good else "NO" for good in np.all(self.finite, axis=0)]))
+        rows = [[entries[index] for _, entries in columns] for index in shown]
+        lines = [
+            f"{count} snapshot{'s'[: count != 1]} of {depth} layers, steps {self.step[0]} to {self.step[-1]}",
+            repr(Table([heading for heading, _ in columns], rows)),
+        ]
         if len(shown) < depth:
             lines.append(f"({depth - len(shown)} layers between these are not shown)")
         if self.loss is not None:
@@ -102,18 +101,17 @@ class MonitorHistory:
         """
         from gradcourse.plots import layers_over_steps  # with it comes matplotlib
 
-        words = {
-            "log10_gradient": (r"$\log_{10}$ norm of the gradient", ""),
-            "update_to_weight": ("update / weight", "y"),
-            "zero_share": ("share of zeros in the gradient", ""),
+        labels = {
+            "log10_gradient": r"$\log_{10}$ norm of the gradient",
+            "update_to_weight": "update / weight",
+            "zero_share": "share of zeros in the gradient",
         }
-        seen = self.values()
-        there = [name for name in words if name in seen]
+        seen, shown = self.values(), _thinned(len(self.layers))
+        there = [name for name in labels if name in seen]
         name = there[0] if quantity is None else known_name("quantity", quantity, there)
-        (ylabel, log), shown = words[name], _thinned(len(self.layers))
-        layers = [self.layers[index] for index in shown]
         values = np.where(np.isfinite(seen[name]), seen[name], np.nan)[:, shown]
-        return layers_over_steps(self.step, values, layers=layers, ylabel=ylabel, log=log)
+        layers, log = [self.layers[index] for index in shown], "y" if name == "update_to_weight" else ""
+        return layers_over_steps(self.step, values, layers=layers, ylabel=labels[name], log=log)
 
     def findings(self, read_on: Mapping[str, str] = READ_ON) -> tuple[Finding, ...]:
         """Returns what is wrong, by the rules of `diagnosis.findings`: layers that are not finite, or frozen.
@@ -128,25 +126,23 @@ class MonitorHistory:
         frozen ('b',) at step 2 the update of b is at most 1e-09 of its weights
         """
         found = []
-        bad = np.logical_not(np.asarray(self.finite))
+        bad, layers = np.logical_not(self.finite), np.array(self.layers, str)
         if bad.any():
-            first = int(np.argmax(bad.any(axis=1)))
-            names = tuple(name for name, gone in zip(self.layers, bad.any(axis=0), strict=True) if gone)
-            began = [name for name, gone in zip(self.layers, bad[first], strict=True) if gone]
-            evidence = f"NaN or infinity since step {self.step[first]}, first seen in {_listed(began)}"
+            first, names = int(np.argmax(bad.any(axis=1))), layers[bad.any(axis=0)].tolist()
+            began = _listed(layers[bad[first]].tolist())
+            evidence = f"NaN or infinity since step {self.step[first]}, first seen in {began}"
             rule = "the gradient, the update or a parameter holds NaN or infinity at a snapshot"
             advice = "go back to a checkpoint from before that step, and diagnose it there."
-            found.append(Finding("not finite", names, evidence, rule, np.nan, advice, read_on.get("not finite", "")))
-        least = THRESHOLDS["frozen"]
-        last = self.values()["update_to_weight"][-3:]
-        names = tuple(name for name, ratio in zip(self.layers, last.T, strict=True) if np.all(ratio < least))
-        if names and len(last) == 3:
-            most = max(last[-1][self.layers.index(name)] for name in names)
+            found.append(finding("not finite", names, evidence, rule, advice, read_on))
+        least, last = THRESHOLDS["frozen"], self.values()["update_to_weight"][-3:]
+        slow = np.all(last < least, axis=0)
+        if slow.any() and len(last) == 3:
+            names, most = layers[slow].tolist(), last[-1][slow].max()
             few = "its" if len(names) == 1 else "their"
             evidence = f"at step {self.step[-1]} the update of {_listed(names)} is at most {most:.2g} of {few} weights"
             rule = f"update over weight is below {least:g} at each of the last three snapshots"
             advice = "raise the learning rate (of these layers), or look at why their gradient is small: diagnose it."
-            found.append(Finding("frozen", names, evidence, rule, least, advice, read_on.get("frozen", "")))
+            found.append(finding("frozen", names, evidence, rule, advice, read_on))
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,7 +157,14 @@ class MonitorHistory:
         on. All of the history is written: call it once, at the end, or with a writer of your own each time.
         """
         if isinstance(writer, str | Path):
-            with _tensorboard(writer) as opened:
+            try:
+                opened = import_module("tensorboardX").SummaryWriter(str(writer))
+            except ImportError:
+                raise ImportError(
+                    f"writer={str(writer)!r} is a folder, into which tensorboardX would write, and that is not "
+                    "installed; accepted too is any writer with add_scalar. Install it: pip install tensorboardX."
+                ) from None
+            with opened:
                 return self.write(opened, prefix)
         for name, values in self.values().items():
             for step, now in zip(self.step.tolist(), values, strict=True):
@@ -174,16 +177,6 @@ class MonitorHistory:
 def _listed(names: Sequence[str]) -> str:
     """At most three names, and how many more."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _tensorboard(folder: str | Path) -> Any:
-    try:
-        return import_module("tensorboardX").SummaryWriter(str(folder))
-    except ImportError:
-        raise ImportError(
-            f"writer={str(folder)!r} is a folder, into which tensorboardX would write, and that is not installed; "
-            "accepted too is any writer with add_scalar. Install it: pip install tensorboardX."
-        ) from None
 
 
 def _thinned(count: int) -> list[int]:

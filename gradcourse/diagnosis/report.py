@@ -1,11 +1,7 @@
-"""The report of a diagnosis: a row per layer, the findings, and how both are shown.
-
-`gradcourse.diagnose` makes it; `print` shows it as text, a notebook as HTML, `plot` as a figure, `to_dict` as what JSON
-can hold.
-"""
+"""The report of a diagnosis: a row per layer, the findings, and how both are shown: as text, HTML, a figure, JSON."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from html import escape
 from math import isnan, nan
 from textwrap import fill
@@ -30,8 +26,7 @@ class LayerReport:
     - `shape`, `dtype`: of its activation $h$, batch included; `count`: of its parameters;
     - `mean`, `spread`: mean and standard deviation of the activation, over all its entries;
     - `saturated`: share of entries in the tails of the activation function; `silent`, `dead`: share of units that pass
-      nothing back on this batch, and of those that would not further out either. They are defined in
-      `gradcourse.measure.units.activation_statistics`;
+      nothing back on this batch, or further out either, as `gradcourse.measure.units.activation_statistics` says;
     - `log10_activation_gradient`: $\log_{10} \|\partial C/\partial h\|$, of the loss $C$ as it was given, over the
       whole batch; `log10_parameter_gradient`: the same for its parameters. Minus infinity where it is exactly 0;
     - `update_to_weight`: norm of the optimiser's update over that of the parameters;
@@ -80,18 +75,16 @@ class Finding:
     advice: str
     read_on: str = ""
 
-    def parts(self) -> list[tuple[str, str]]:
-        """Returns what is told beside the evidence: headings with their text."""
-        told = (("Rule", self.rule), ("What usually helps", self.advice), ("Read on", self.read_on))
-        return [(heading, text) for heading, text in told if text]
-
     def __str__(self) -> str:
-        further = [f"\n  {heading}: {text}" for heading, text in self.parts()]
-        return f"{self.kind.upper()}: {self.evidence}" + "".join(further)
+        return f"{self.kind.upper()}: {self.evidence}" + "".join(f"\n  {heading}: {it}" for heading, it in self._more())
 
     def _repr_html_(self) -> str:
-        further = [f"<br><em>{heading}:</em> {escape(text)}" for heading, text in self.parts()]
+        further = [f"<br><em>{heading}:</em> {escape(text)}" for heading, text in self._more()]
         return f"<strong>{escape(self.kind)}</strong>: {escape(self.evidence)}" + "".join(further)
+
+    def _more(self) -> list[tuple[str, str]]:
+        told = (("Rule", self.rule), ("What usually helps", self.advice), ("Read on", self.read_on))
+        return [(heading, text) for heading, text in told if text]
 
 
 @dataclass(frozen=True)
@@ -132,9 +125,8 @@ class Report:
     def table(self, columns: Sequence[str] | None = None, *, digits: int = 2) -> Table:
         """Returns the rows as a table, of the named `columns` or of all that some layer has.
 
-        The columns are `"layer"`, `"activation"`, `"parameters"`, `"mean"`, `"spread"`, `"saturated"`, `"silent"`,
-        `"dead"`, `"log10 gradient"`, `"of parameters"`, `"update/weight"` and `"gain"`. Numbers have so many `digits`,
-        logarithms one decimal fewer.
+        They are `"layer"`, `"activation"`, `"parameters"`, `"mean"`, `"spread"`, `"saturated"`, `"silent"`, `"dead"`,
+        `"log10 gradient"`, `"of parameters"`, `"update/weight"`, `"gain"`. Logarithms have one of the `digits` less.
         """
         rows, decades = self.layers, f".{digits - 1}f"
         everything = {
@@ -149,21 +141,22 @@ class Report:
             "log10 gradient": [format(row.log10_activation_gradient, decades) for row in rows],
             "of parameters": [format(row.log10_parameter_gradient, decades) if row.count else "-" for row in rows],
             "update/weight": ["-" if isnan(row.update_to_weight) else f"{row.update_to_weight:.1g}" for row in rows],
-            "gain": ["-" if isnan(row.gain) else _with_error(row.gain, row.gain_error, digits) for row in rows],
+            "gain": ["-" if isnan(row.gain) else _number(row.gain, digits, row.gain_error) for row in rows],
         }
         if columns is None:
-            chosen = {name: column for name, column in everything.items() if set(column) != {"-"}}
-        else:
-            chosen = {known_name("columns", name, everything): everything[name] for name in columns}
-        return Table.from_columns(chosen)
+            columns = [name for name, column in everything.items() if set(column) != {"-"}]
+        return Table.from_columns({known_name("columns", name, everything): everything[name] for name in columns})
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = repr(self.table()).splitlines()
         if len(self.layers) > ROWS:
             left_out = f"... {len(self.layers) - ROWS} more; all are in report.layers"
             lines = [*lines[: 1 + ROWS // 2], left_out, *lines[-ROWS // 2 :]]
-        findings = [fill_each(f"{number}. {finding}") for number, finding in enumerate(self.findings, start=1)]
-        return "\n".join([*lines, "", *self._summary(), "", *(findings or ["No problem was found."])])
+        lines += ["", *self._summary(), ""]
+        for number, finding in enumerate(self.findings, start=1):
+            for line in f"{number}. {finding}".splitlines():
+                lines.append(fill(line, 100, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 3)))
+        return "\n".join(lines if self.findings else [*lines, "No problem was found."])
 
     def _summary(self) -> list[str]:
         low, high = self.slope_range
@@ -174,27 +167,23 @@ class Report:
             lines.append(f"parameters outside of the layers found: {', '.join(self.elsewhere)}")
         return lines
 
-    __repr__ = __str__
-
     def _repr_html_(self) -> str:
-        table = self.table()
-        sick = {name for finding in self.findings for name in finding.layers}
-        head = "".join(f"<th>{escape(heading)}</th>" for heading in table.headings)
-        rows = "".join(
-            f"<tr><td>{_bold(escape(first), first in sick)}</td>"
-            + "".join(f"<td>{escape(entry)}</td>" for entry in rest)
-            + "</tr>"
-            for first, *rest in table.rows
-        )
+        table, sick = self.table(), {escape(name) for finding in self.findings for name in finding.layers}
+
+        def line(tag: str, entries: Sequence[str]) -> str:
+            first, *rest = map(escape, entries)
+            first = f"<strong>{first}</strong>" if first in sick else first
+            return "<tr>" + "".join(f"<{tag}>{entry}</{tag}>" for entry in (first, *rest)) + "</tr>"
+
         findings = "".join(f"<li>{one._repr_html_()}</li>" for one in self.findings)
+        body = "".join(line("td", row) for row in table.rows)
         verdict = f"<ol>{findings}</ol>" if findings else "<p>No problem was found.</p>"
-        summary = "<br>".join(map(escape, self._summary()))
         return (
             # Themes know how to show a pandas table in the dark, too, so it goes by that name.
             '<div class="gradcourse-report"><div style="overflow: auto; max-height: 40em">'
             '<table class="dataframe" style="font-size: 0.8em; white-space: nowrap">'
-            f"<thead><tr>{head}</tr></thead>"
-            f"<tbody>{rows}</tbody></table></div><p>{summary}</p>{verdict}</div>"
+            f"<thead>{line('th', table.headings)}</thead><tbody>{body}</tbody></table></div>"
+            f"<p>{'<br>'.join(map(escape, self._summary()))}</p>{verdict}</div>"
         )
 
     def plot(self, *, title: str = "") -> Any:
@@ -202,10 +191,9 @@ class Report:
         from gradcourse.plots import profiles  # with it comes matplotlib
 
         names = tuple(row.name for row in self.layers)
-        curves = {"activations": "log10_activation_gradient", "parameters": "log10_parameter_gradient"}
         measured = {
-            label: Profile.from_log10(self.of(quantity), layers=names, quantity="norm of the gradient")
-            for label, quantity in curves.items()
+            f"{of}s": Profile.from_log10(self.of(f"log10_{of}_gradient"), layers=names, quantity="norm of the gradient")
+            for of in ("activation", "parameter")
         }
         kinds = ", ".join(finding.kind for finding in self.findings)
         title = title or f"Gradient of the loss at every layer ({kinds or 'no problem found'})"
@@ -213,29 +201,13 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as what JSON can hold: infinities as words, `None` for what a layer does not have."""
-        whole = {field.name: getattr(self, field.name) for field in fields(self)}
-        whole |= {"layers": [asdict(row) for row in self.layers], "findings": [asdict(one) for one in self.findings]}
-        return json_value({"healthy": self.healthy, **whole})
+        return json_value({"healthy": self.healthy, **asdict(self)})
 
 
-def fill_each(text: str) -> str:
-    """Returns the text with every line broken at 100 characters, the rest of a line set in."""
-    return "\n".join(
-        fill(line, 100, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 3)) for line in text.splitlines()
-    )
-
-
-def _bold(entry: str, wanted: bool) -> str:
-    return f"<strong>{entry}</strong>" if wanted else entry
-
-
-def _number(value: float, digits: int) -> str:
-    return f"{value:.0f}" if 10**digits <= abs(value) < 1e5 else f"{value:.{digits}g}"
+def _number(value: float, digits: int, error: float = nan) -> str:
+    text = f"{value:.0f}" if 10**digits <= abs(value) < 1e5 else f"{value:.{digits}g}"
+    return text if isnan(error) else f"{text} ± {error:.1g}"
 
 
 def _share(value: float) -> str:
     return "-" if isnan(value) else f"{value:.0%}"
-
-
-def _with_error(value: float, error: float, digits: int) -> str:
-    return _number(value, digits) + ("" if isnan(error) else f" ± {error:.1g}")

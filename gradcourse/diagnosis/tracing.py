@@ -16,40 +16,27 @@ is given parameters and data is a layer as a whole. A call of `probe` in the mod
 ...     h = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
 ...     return jnp.sum(h @ params["readout"])
 >>> params = {"first": {"bias": jnp.ones((1, 3)), "kernel": jnp.ones((2, 3))}, "readout": jnp.ones((3, 1))}
->>> [layer.name for layer in traced_program(loss, params, (jnp.ones((5, 2)),)).layers]
+>>> [layer.name for layer in traced(loss, params, (jnp.ones((5, 2)),)).all()]
 ['first', 'readout']
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core
 
 from gradcourse._checks import is_from
-from gradcourse.diagnosis._jaxprs import consts_and_carry, results_of
-from gradcourse.diagnosis.plan import PROBES, FoundLayer, Given, Plan, Role, Site, find, found_layers
+from gradcourse.diagnosis._jaxprs import consts_and_carry, evaluated, results_of, values_of, variables
+from gradcourse.diagnosis.plan import PROBES, FoundLayer, Given, Plan, Role, find, name_layers
 from gradcourse.probes import Probe, probe
 
-__all__ = ["Look", "Program", "parameter_paths", "traced_program"]
+__all__ = ["Known", "parameter_paths", "run", "traced"]
 
 
-@dataclass(frozen=True)
-class Look:
-    """What there is to see of a layer while the program runs.
-
-    - `value`: its activation; `preactivation` and `activation`, the function that leads from there to the value;
-    - `input` and `layer`, the function that leads from there to the value; both `None` where it is no product.
-    """
-
-    value: Any
-    preactivation: Any
-    activation: Callable[[Any], Any]
-    input: Any
-    layer: Callable[[Any], Any] | None
+Known = tuple[Callable[[Any], Any], Any]  # a function that leads to a layer's activation, and where it begins
+Observe = Callable[[FoundLayer, Any, Any, Known, Known | None], Any]
 
 
 def parameter_paths(params: Any) -> list[str]:
@@ -64,37 +51,7 @@ def parameter_paths(params: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
 
 
-@dataclass(frozen=True)
-class Program:
-    """A scalar function of a parameter pytree and a batch as a program whose layers are known."""
-
-    layers: tuple[FoundLayer, ...]
-    plan: Plan
-
-    def order(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Returns every layer's index and turn, in the order in which the program comes to them."""
-        return list(self.plan.order())
-
-    def probes(self) -> list[Probe]:
-        """Returns fresh probes, one per layer, of the shape `turns`."""
-        return [Probe.zeros(*layer.turns) for layer in self.layers]
-
-    def run(
-        self, arguments: Any, given: Sequence[tuple[Probe, Any]], observe: Callable[[int, Look, Any], Any]
-    ) -> tuple[Any, dict[int, Any]]:
-        """Returns the function's value, and what `observe(layer, look, extra)` has returned for every layer.
-
-        `arguments` are those that the function was traced with. `given` holds, per layer, a probe and anything extra
-        for `observe`, both with the axes `turns` in front; so do the observations have them.
-        """
-        leaves = jax.tree.leaves(arguments)
-        (value,), seen = _run(self.plan, leaves, dict(enumerate(given)), observe)
-        return value, seen
-
-
-def traced_program(
-    function: Callable[..., Any], params: Any, given: tuple[Any, ...] = (), *, probed: bool = False
-) -> Program:
+def traced(function: Callable[..., Any], params: Any, given: tuple[Any, ...] = (), *, probed: bool = False) -> Plan:
     """Returns the program of `function(params, *given)`, a scalar, with its layers found.
 
     `given` is the batch; with `probed`, its first entry are the dummies of a model that calls
@@ -102,84 +59,78 @@ def traced_program(
     """
     closed = jax.make_jaxpr(function)(params, *given)
     dummies, batch = (given[:1], given[1:]) if probed else ((), given)
-    roles: list[Role] = [frozenset([Given(path)]) for path in parameter_paths(params)]
+    paths, count = parameter_paths(params), len(jax.tree.leaves(batch))
+    roles: list[Role] = [frozenset([Given(path)]) for path in paths]
     roles += [frozenset([Given(PROBES + path)]) for one in dummies for path in parameter_paths(one)]
-    count = len(jax.tree.leaves(batch))
     _, plan = find(closed, [*roles, *[True] * count], None if count else True)
-    shapes = dict(zip(parameter_paths(params), map(jnp.shape, jax.tree.leaves(params)), strict=True))
-    return Program(found_layers(plan, shapes), plan)
+    name_layers(plan, dict(zip(paths, map(jnp.shape, jax.tree.leaves(params)), strict=True)))
+    return plan
 
 
-def _run(plan: Plan, values: Any, given: Mapping[int, Any], observe: Any) -> tuple[list[Any], dict[int, Any]]:
-    jaxpr = plan.closed.jaxpr
-    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*plan.closed.consts, *values], strict=True))
-    sites: dict[Any, list[Site]] = {}
-    for site in plan.sites:
-        sites.setdefault(site.out, []).append(site)
+def run(
+    plan: Plan, values: Sequence[Any], given: Mapping[int, tuple[Probe, Any]], observe: Observe
+) -> tuple[list[Any], dict[int, Any]]:
+    """Returns the program's results at the leaves `values` of what it was traced with, and what was observed.
+
+    `given` holds, by the layers' indices, a probe and anything extra, both with the axes `turns` in front; so do the
+    observations have them. `observe(layer, extra, value, activation, product)` is shown the value of the layer's
+    activation, the function that leads there from the pre-activation, with that, and the same from the input of a
+    product, else `None`. Nothing of it reaches the loss.
+    """
+    ends: dict[Any, list[FoundLayer]] = {}
+    for layer in plan.layers:
+        ends.setdefault(layer.out, []).append(layer)
     seen: dict[int, Any] = {}
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else env[atom]
-
-    for index, eqn in enumerate(jaxpr.eqns):
+    def step(index: int, eqn: Any, env: dict[Any, Any]) -> list[Any]:
         if index in plan.inner:
-            results, more = _run_inner(eqn, [read(a) for a in eqn.invars], plan.inner[index], given, observe)
-            seen |= more
+            results, more = _run_inner(eqn, values_of(eqn.invars, env), plan.inner[index], given, observe)
+            seen.update(more)
         else:
-            results = results_of(eqn, read)
-        for variable, value in zip(eqn.outvars, results, strict=True):
-            for site in sites.get(variable, ()):
-                mine, extra = given[site.index]
-                seen[site.index] = observe(site.index, _look(jaxpr, site, env, value), extra)
-                value = probe(value, mine)
-            env[variable] = value
-    return [read(atom) for atom in jaxpr.outvars], seen
+            results = results_of(eqn, env)
+        return [probed(variable, value, env) for variable, value in zip(eqn.outvars, results, strict=True)]
+
+    def probed(variable: Any, value: Any, env: dict[Any, Any]) -> Any:
+        for layer in ends.get(variable, ()):
+            mine, extra = given[layer.index]
+            seen[layer.index] = observe(layer, extra, *_known(layer, env | {variable: value}))
+            value = probe(value, mine)
+        return value
+
+    return evaluated(plan.closed, values, step), seen
 
 
-def _look(jaxpr: Any, site: Site, env: Mapping[Any, Any], value: Any) -> Look:
-    """What `observe` is shown; nothing of it reaches the loss."""
+def _known(layer: FoundLayer, env: Mapping[Any, Any]) -> tuple[Any, Known, Known | None]:
+    used = {atom for eqn in (*layer.activation, *layer.layer) for atom in variables(eqn.invars)}
+    known = {atom: lax.stop_gradient(env[atom]) for atom in (*used, layer.at, layer.out)}
 
-    def known(atom: Any) -> Any:
-        one = value if atom is site.out else atom.val if isinstance(atom, core.Literal) else env[atom]
-        return lax.stop_gradient(one) if jnp.issubdtype(jnp.result_type(one), jnp.inexact) else one
-
-    def replayed(source: Any, indices: Sequence[int]) -> Callable[[Any], Any]:
+    def replayed(source: Any, eqns: Sequence[Any]) -> Known:
         def function(start: Any) -> Any:
-            local = {source: start}
+            local = known | {source: start}
+            for eqn in eqns:
+                local |= zip(eqn.outvars, results_of(eqn, local), strict=True)
+            return local[layer.out]
 
-            def read(atom: Any) -> Any:
-                return local[atom] if not isinstance(atom, core.Literal) and atom in local else known(atom)
+        return function, known[source]
 
-            for index in indices:
-                eqn = jaxpr.eqns[index]
-                local |= dict(zip(eqn.outvars, results_of(eqn, read), strict=True))
-            return local[site.out]
-
-        return function
-
-    layer, source = (replayed(site.input, site.layer), known(site.input)) if site.layer else (None, None)
-    return Look(known(site.out), known(site.at), replayed(site.at, site.activation), source, layer)
+    product = replayed(layer.input, layer.layer) if layer.layer else None
+    return known[layer.out], replayed(layer.at, layer.activation), product
 
 
-def _run_inner(eqn: Any, values: Any, plan: Plan, given: Mapping[int, Any], observe: Any) -> Any:
-    mine = {site.index: given[site.index] for site, _ in plan.all()}
+def _run_inner(eqn: Any, values: Any, plan: Plan, given: Mapping[int, Any], observe: Observe) -> Any:
+    mine = {layer.index: given[layer.index] for layer in plan.all()}
     params = eqn.params
     if eqn.primitive.name != "scan":
-        body = lambda values, mine: _run(plan, values, mine, observe)  # noqa: E731
+        body = lambda values, mine: run(plan, values, mine, observe)  # noqa: E731
         return jax.checkpoint(body, prevent_cse=params["prevent_cse"], policy=params["policy"])(values, mine)
     consts, carry = consts_and_carry(eqn)
 
     def turn(state: Any, slices: Any) -> Any:
         xs, mine = slices
-        results, seen = _run(plan, [*values[:consts], *state, *xs], mine, observe)
+        results, seen = run(plan, [*values[:consts], *state, *xs], mine, observe)
         return results[:carry], (results[carry:], seen)
 
-    state, (ys, seen) = lax.scan(
-        turn,
-        values[consts : consts + carry],
-        (values[consts + carry :], mine),
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    state, slices = values[consts : consts + carry], (values[consts + carry :], mine)
+    state, (ys, seen) = lax.scan(turn, state, slices, **options)
     return [*state, *ys], seen

@@ -1,7 +1,6 @@
 """How the units of a layer stand on a batch: their spread, which share of them is in the tails, and which are silent.
 
-Each number is defined once, in `activation_statistics`, for the layers of a network and for those that a report has
-found in anybody's program.
+Each number is defined in `activation_statistics`: for a network's layers, and those of anybody's program in a report.
 
 >>> import jax
 >>> from gradcourse.nn.network import mlp
@@ -88,8 +87,8 @@ def activation_statistics(
 
     The units lie along the axes `units`. `slope` returns the slopes of the activation function at any pre-activations;
     if it is `whole`, it takes those in the shape of `s` alone. `here` are the slopes at `s`, if they are known. The
-    steepest slope is looked for on the batch and at nine places between -20 and 20; a function levels off whose slope
-    at these two is below 5 % of it.
+    steepest is looked for on the batch and at nine places from -20 to 20, at whose ends slopes of functions that level
+    off are below 5 % of it.
 
     >>> s = jnp.array([[-3.0, 1.0], [-2.9, -1.0], [-3.1, 2.0]])
     >>> found = activation_statistics(s, jax.nn.relu(s), lambda s: jnp.where(s > 0, 1.0, 0.0), (1,))
@@ -99,12 +98,11 @@ def activation_statistics(
     examples = tuple(axis for axis in range(s.ndim) if axis not in units)
     here = jnp.abs(slope(s) if here is None else here)
     steepest, levels_off = _range_of_slopes(here, slope, s if whole else None)
-    silent = _silent(here, steepest, examples)
+    dead = silent = (here == 0).all(axis=examples) & (steepest > 0)
     reach = REACH * s.std(axis=examples, keepdims=True)
-    dead = silent
     for place in (s.max(axis=examples, keepdims=True) + reach, s.min(axis=examples, keepdims=True) - reach):
         further = jnp.broadcast_to(place, s.shape) if whole else place
-        dead = dead & (slope(further) == 0).all(axis=examples)
+        dead &= (slope(further) == 0).all(axis=examples)
     wide = value.astype(jnp.promote_types(value.dtype, jnp.float32))
     small, exponent = to_unit(wide, tuple(range(value.ndim)))  # squares overflow where values do not
     finite = jnp.isfinite(s).all() & jnp.isfinite(value).all()
@@ -126,10 +124,9 @@ def unit_statistics(
 ) -> UnitStatistics:
     """Returns how the units of every layer stand on the batch `x`, `(batch, *input_shape)`.
 
-    A unit is counted as saturated on an example where its slope is below `tail` times the steepest slope that its
-    activation has; by default 5 %, which for the sigmoid means beyond 4.36 on either side. Functions that do not level
-    off on both sides, rectifiers among them, have no saturated units: look at `silent` there. Cost: one forward pass.
-    Raises as `gradcourse.measure.jacobians.backward_jacobian_norms`.
+    An entry is counted as saturated where its slope is below `tail` times the steepest that its activation has; by
+    default 5 %, which for the sigmoid means beyond 4.36 on either side. Cost: one forward pass. Raises as
+    `gradcourse.measure.jacobians.backward_jacobian_norms`.
     """
     found = statistics_of(network, *network.measurable(params, x), tail=positive_number("tail", tail))
     check_overflow(jnp.isfinite(jnp.stack([found.preactivation_rms, found.mean, found.spread])).all())
@@ -169,7 +166,21 @@ def statistics_of(
 
     def step(layer: Layer, one: Any, scaled: ScaledInput) -> tuple[ScaledInput, dict[str, Array]]:
         p, there = one
-        scaled_next, found = _looked_at(layer, p, scaled, tail)
+        scaled_next, point = linearized(layer, p, scaled)
+        h, h_next = times_power(*scaled), times_power(*scaled_next)
+        s = h_next if layer.activation is None else layer.preactivation(p, h)
+        slope, here = jnp.ones_like, jnp.ones_like(s)
+        if layer.activation is not None:  # `here` is right where plain activations leave the range
+            slope, here = layer.activation.slope, _slope(point, h_next)
+        found = activation_statistics(s, h_next, slope, (s.ndim - 1,), here=here, tail=tail)
+        del found["finite"]
+        small, exponent = to_unit(s, tuple(range(s.ndim)))
+        found["preactivation_rms"] = jnp.ldexp(jnp.sqrt(jnp.square(small).mean()), exponent)
+        found["mean_square_slope"] = jnp.square(here).mean()
+        if layer.activation is None:
+            unknown = jnp.full((), nan, s.dtype)
+            share = unknown if jax.tree.leaves(p) else jnp.zeros_like(unknown)
+            found |= {"mean_square_slope": unknown} | dict.fromkeys(("saturated", "silent", "dead"), share)
         if there is None or scaled_next[0].shape != scaled[0].shape:
             return scaled_next, found
         return jax.tree.map(partial(jnp.where, there), scaled_next, scaled), found
@@ -177,24 +188,6 @@ def statistics_of(
     everywhere = (None,) * len(params) if present is None else present
     _, collected = network.scan(step, tuple(zip(params, everywhere, strict=True)), as_scaled(x))
     return UnitStatistics(**joined(collected), layers=network.layer_names)
-
-
-def _looked_at(layer: Layer, p: Any, scaled: ScaledInput, tail: _ArrayLike) -> tuple[ScaledInput, dict[str, Array]]:
-    """A layer's output and its statistics; inputs and slopes are right where plain activations leave the range."""
-    scaled_next, point = linearized(layer, p, scaled)
-    h, h_next = times_power(*scaled), times_power(*scaled_next)
-    s = h_next if layer.activation is None else layer.preactivation(p, h)
-    slope, here = jnp.ones_like, jnp.ones_like(s)
-    if layer.activation is not None:
-        slope, here = layer.activation.slope, _slope(point, h_next)
-    found = activation_statistics(s, h_next, slope, (s.ndim - 1,), here=here, tail=tail)
-    del found["finite"]
-    found |= {"preactivation_rms": _root_mean_square(s), "mean_square_slope": jnp.square(here).mean()}
-    if layer.activation is None:
-        unknown = jnp.full((), nan, s.dtype)
-        share = unknown if jax.tree.leaves(p) else jnp.zeros_like(unknown)
-        found |= {"mean_square_slope": unknown} | dict.fromkeys(("saturated", "silent", "dead"), share)
-    return scaled_next, found
 
 
 @partial(jax.jit, static_argnums=0)
@@ -209,7 +202,8 @@ def _silent_units(
             return h_next, (jnp.zeros(h_next[0].shape[-1], bool), jnp.isfinite(h_next[0]).all())
         here = _slope(point, h_next[0])
         steepest, _ = _range_of_slopes(here, layer.activation.slope)
-        return h_next, (_silent(here, steepest, tuple(range(here.ndim - 1))), jnp.isfinite(here).all())
+        silent = (here == 0).all(axis=tuple(range(here.ndim - 1))) & (steepest > 0)
+        return h_next, (silent, jnp.isfinite(here).all())
 
     return network.scan(step, params, as_scaled(x))[1]
 
@@ -219,7 +213,7 @@ def _slope(point: Linearized, h_next: Array) -> Float[Array, "batch *output"]:
 
 
 def _range_of_slopes(here: Array, slope: Callable[[Array], Array], s: Array | None = None) -> tuple[Array, Array]:
-    """The steepest slope of a function, and whether it levels off on both sides.
+    """The steepest slope of a function, 0 where it has none, and whether it levels off on both sides.
 
     Where `s` is given the function is evaluated in its shape: the places are dealt out in turn. Without the barrier the
     compiler would work these slopes out itself, slowly.
@@ -230,13 +224,3 @@ def _range_of_slopes(here: Array, slope: Callable[[Array], Array], s: Array | No
     there = jnp.abs(slope(places))
     steepest = jnp.maximum(jnp.abs(here).max(), there.max())
     return steepest, jnp.where(jnp.abs(places) == FAR, there, 0).max() < TAIL * steepest
-
-
-def _silent(here: Array, steepest: Array, examples: tuple[int, ...]) -> Bool[Array, "*unit"]:
-    """Which units have a slope of exactly 0 on all examples; a function without any slope has no units to lose."""
-    return (here == 0).all(axis=examples) & (steepest > 0)
-
-
-def _root_mean_square(values: Array) -> Array:
-    values, exponent = to_unit(values, tuple(range(values.ndim)))
-    return jnp.ldexp(jnp.sqrt(jnp.square(values).mean()), exponent)

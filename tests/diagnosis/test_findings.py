@@ -9,8 +9,7 @@ import pytest
 from ailments import Case, cases
 
 from gradcourse.diagnosis.api import diagnose
-from gradcourse.diagnosis.findings import THRESHOLDS, findings_of, gradient_slope
-from gradcourse.diagnosis.reading import READ_ON
+from gradcourse.diagnosis.findings import READ_ON, THRESHOLDS, findings_of, gradient_slope
 from gradcourse.diagnosis.report import LayerReport
 
 TABLE = cases()
