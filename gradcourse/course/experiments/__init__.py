@@ -4,7 +4,6 @@ from gradcourse.course.experiments import (
     answer,
     batch_growth,
     convolution,
-    deep_cnns,
     glorot,
     learning_rates,
     normalisation,
@@ -29,7 +28,7 @@ MODULES = (
     learning_rates,
     pretraining,
     convolution,
-    *(normalisation, shortcuts, deep_cnns, batch_growth),
+    *(normalisation, shortcuts, batch_growth),
     precision,
     answer,
 )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gradcourse._checks import known_name
+from gradcourse.course.experiments._common import experiment
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.measure.jacobians import backward_jacobian_norms
 from gradcourse.nn.blocks import Block, Residual
@@ -17,18 +18,9 @@ from gradcourse.nn.network import Network, Params, sequential
 from gradcourse.nn.normalisation import BatchNorm, at_inference
 from gradcourse.training.sweeps import over_seeds
 
-__all__ = [
-    "EXPERIMENTS",
-    "MEASURED",
-    "correlation_of_neighbours",
-    "growth_rates",
-    "line_net",
-    "shattered_gradients",
-    "slopes_along_a_line",
-]
+__all__ = ["EXPERIMENTS", "MEASURED", "correlation_of_neighbours", "line_net", "slopes_along_a_line"]
 
 HE = "he_normal"
-GROWTH = 256, 14  # units of a layer, layers
 
 
 def growth_rates(activation: str, batch: int, seeds: int = 5) -> dict[str, Any]:
@@ -36,16 +28,13 @@ def growth_rates(activation: str, batch: int, seeds: int = 5) -> dict[str, Any]:
 
     From 14 layers of 256 units with He's weights, on a batch of Gaussian inputs: the slope of the log norm.
     """
-    width, depth = GROWTH
+    width, depth = 256, 14
     block = Block((Dense(width, initializer=HE), BatchNorm(activation)))
     network = sequential(width, [block] * depth + [Dense(10)])
     x = jax.random.normal(jax.random.key(0), (batch, width))
     norms = partial(backward_jacobian_norms, probes=8, key=jax.random.key(3))
     profile = over_seeds(norms, network, x, seeds=seeds, key=jax.random.key(1))
     return {"growth": 10 ** -profile.slopes(first=1, last=depth - 1)}
-
-
-LINE = 256  # points between -2 and 2
 
 
 def line_net(way: str, depth: int) -> Network:
@@ -86,7 +75,7 @@ def correlation_of_neighbours(values: Float[Array, "*sample point"]) -> Float[Ar
 
 def shattered_gradients(way: str, depth: int, seeds: int = 10) -> dict[str, Any]:
     """Returns the `correlation` of the slopes of `line_net` at neighbouring points, one value per seed."""
-    x = jnp.linspace(-2, 2, LINE)[:, None]
+    x = jnp.linspace(-2, 2, 256)[:, None]
     slopes = over_seeds(slopes_along_a_line, line_net(way, depth), x, seeds=seeds, key=jax.random.key(1))
     return {"correlation": correlation_of_neighbours(slopes)}
 
@@ -96,17 +85,15 @@ MEASURED = ("identity", "sigmoid", "relu")  # at all batch sizes
 OTHERS = ("tanh", "softsign", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "erf", "hard_tanh")
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment(
-        "growth_rates",
-        "The growth of gradients per layer with batch normalisation, by activation and batch size",
+    experiment(
         growth_rates,
+        "The growth of gradients per layer with batch normalisation, by activation and batch size",
         (*grid(activation=MEASURED, batch=[5, 8, 16, 32, 64, 128]), *grid(activation=OTHERS, batch=[64])),
         check={"activation": "relu", "batch": 8},
     ),
-    Experiment(
-        "shattered_gradients",
-        "The correlation of gradients at neighbouring inputs, by depth",
+    experiment(
         shattered_gradients,
+        "The correlation of gradients at neighbouring inputs, by depth",
         grid(way=["plain", "batch norm", "shortcut", "shortcut + BN"], depth=[2, 6, 12, 24, 50]),
         check={"way": "shortcut", "depth": 6},
     ),

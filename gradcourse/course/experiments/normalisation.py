@@ -10,13 +10,14 @@ import optax
 from jaxtyping import Array, Float
 
 from gradcourse._checks import known_name
-from gradcourse.course.recording import Experiment, grid, kept_digits
+from gradcourse.course.experiments._common import experiment
+from gradcourse.course.recording import Experiment, grid
 from gradcourse.nn.blocks import Block
 from gradcourse.nn.layers import Activated, Dense, Layer
 from gradcourse.nn.network import Network, Params, sequential
 from gradcourse.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, WeightStandardised, at_inference
 from gradcourse.theory.normalised import centring_gain
-from gradcourse.training.data import Dataset
+from gradcourse.training.data import Dataset, digits
 from gradcourse.training.loop import accuracy, train
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "all_runs",
     "normalised_once",
     "normalised_sigmoid",
-    "normalised_sigmoids",
     "started",
 ]
 
@@ -103,7 +103,7 @@ def started(way: str, depth: int, *, key: Any) -> tuple[Network, Params]:
     network = normalised_sigmoid(way, depth)
     if way != "batch norm once":
         return network, network.init(key=key)
-    return network, normalised_once(normalised_sigmoid("batch norm", depth), kept_digits().x_train, key=key)
+    return network, normalised_once(normalised_sigmoid("batch norm", depth), digits().x_train, key=key)
 
 
 def normalised_once(normalised: Network, x: Array, *, key: Any) -> Params:
@@ -143,12 +143,11 @@ def all_runs(
         run, history = train(network, start, data, optax.sgd, **settings)
         return run.params, history.accuracy[1:], history.batch_loss.reshape(-1, every).mean(axis=1)
 
-    keys = [jax.random.split(jax.random.key(seed)) for seed in range(seeds)]
-    network = begin(keys[0][0])[0]
-    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[begin(key)[1] for key, _ in keys])
-    batch_keys = jnp.stack([key for _, key in keys])
+    keys = jnp.stack([jax.random.split(jax.random.key(seed)) for seed in range(seeds)])
+    drawn = [begin(key) for key in keys[:, 0]]
+    network, starts = drawn[0][0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *(start for _, start in drawn))
     each_rate, each_seed = jnp.repeat(jnp.asarray(rates), seeds), jnp.tile(jnp.arange(seeds), len(rates))
-    every_start, every_key = jax.tree.map(lambda leaf: leaf[each_seed], (starts, batch_keys))
+    every_start, every_key = jax.tree.map(lambda leaf: leaf[each_seed], (starts, keys[:, 1]))
     params, accuracies, losses = jax.jit(many(one))(each_rate, every_start, every_key)
     found = {"loss": losses, "test_accuracy": accuracies}
     if network.couples_examples and steps > 3 * every:  # a run that is cut short has no end in common with a whole one
@@ -172,19 +171,18 @@ def normalised_sigmoids(
     `loss`: mean over the last `every` minibatches; `test_accuracy`: with the statistics of the batch of all test
     images; `inference_accuracy`: at the end, with those of the training images, fixed.
     """
-    return all_runs(lambda key: started(way, depth, key=key), kept_digits(), rates, seeds, steps, every)
+    return all_runs(lambda key: started(way, depth, key=key), digits(), rates, seeds, steps, every)
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment(
-        "normalised_sigmoids",
-        "Deep sigmoid networks on digits, normalised in nine ways",
+    experiment(
         normalised_sigmoids,
+        "Deep sigmoid networks on digits, normalised in nine ways",
         (
             *grid(depth=[12], way=HIDDEN),
             *grid(depth=[20], way=["standard", "Glorot", "centred", "scaled", "batch norm", "batch norm once"]),
         ),
-        check={"depth": 12, "way": "batch norm"},
+        check={"way": "batch norm"},
         cheaper={"rates": RATES[:1], "seeds": 1, "steps": 100},
     ),
 )
