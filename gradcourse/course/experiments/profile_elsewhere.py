@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from math import sqrt
@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from gradcourse.course.experiments._common import experiment
 from gradcourse.course.experiments.precision import with_products
 from gradcourse.course.provenance import check_platform
 from gradcourse.course.recording import Experiment, grid
@@ -23,7 +24,7 @@ from gradcourse.measure.jacobians import backward_jacobian_norms
 from gradcourse.nn.network import Network, mlp
 from gradcourse.training.data import digits
 
-__all__ = ["EXPERIMENTS", "SETTINGS", "profile_elsewhere", "profile_on", "profiles_here"]
+__all__ = ["EXPERIMENTS", "SETTINGS", "profiles_here"]
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
 INITS = {"standard": 1.0, "Glorot": sqrt(3), "He": sqrt(6)}  # times the standard weights: right in square layers
@@ -119,32 +120,21 @@ def _profiles(network: Network, params: Any, x: Array) -> Any:
     return jax.vmap(lambda p: backward_jacobian_norms(network, p, x))(params)
 
 
-_ON_GPU: tuple[Mapping[str, Any], ...] = tuple(
-    {"platform": "gpu", "dtype": dtype, "products": products}
-    for dtype, products in (
-        ("float32", "highest"),
-        ("float64", "highest"),
-        ("float32", "default"),
-        ("float32", "tensorfloat32"),
-        ("float32", "bfloat16"),
-    )
-)
-
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment(
-        "profile_elsewhere",
-        "profiles of the same random networks, computed in five ways",
+    experiment(
         profile_elsewhere,
-        grid(setting=list(SETTINGS)),
-        check={"setting": "float32"},
+        "profiles of the same random networks, computed in five ways",
+        grid(setting=SETTINGS),
         cheaper={"activations": ["sigmoid"]},
     ),
-    Experiment(
-        "profile_gpu",
-        "profiles of the same random networks, computed in five ways on a GPU",
+    experiment(
         profile_on,
-        _ON_GPU,
-        check=_ON_GPU[0],
+        "profiles of the same random networks, computed in five ways on a GPU",
+        (
+            *grid(platform=["gpu"], dtype=["float32", "float64"], products=["highest"]),
+            *grid(platform=["gpu"], dtype=["float32"], products=["default", "tensorfloat32", "bfloat16"]),
+        ),
+        name="profile_gpu",
         cheaper={"platform": "cpu", "activations": ["sigmoid"], "draws": False},
     ),
 )

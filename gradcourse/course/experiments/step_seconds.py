@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
-from optax.losses import softmax_cross_entropy_with_integer_labels
 
+from gradcourse.course.experiments._common import experiment
 from gradcourse.course.experiments.precision import matrix_product, with_products
+from gradcourse.course.experiments.speed import updated
 from gradcourse.course.provenance import check_platform
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.course.timing import seconds
-from gradcourse.nn.network import Network, mlp
+from gradcourse.nn.network import mlp
 from gradcourse.training.data import digits
 
-__all__ = ["EXPERIMENTS", "WIDER", "WIDTHS", "step_operations", "step_seconds"]
+__all__ = ["EXPERIMENTS", "WIDER", "step_operations", "step_seconds"]
 
 BATCH = 32
 
@@ -77,7 +77,8 @@ def step_seconds(
     start = network.init(key=jax.random.key(0))
     with jax.enable_x64(dtype == "float64"):
         params = [jax.tree.map(lambda leaf: leaf.astype(dtype), p) for _, p in network.layers(start)]
-        update = partial(_update, network, data.x_train.astype(dtype), data.y_train, jnp.asarray(0.1, dtype))
+        x, rate = data.x_train.astype(dtype), jnp.asarray(0.1, dtype)
+        update = partial(updated, network, BATCH, x, data.y_train, jax.random.key(1), rate)
         count = max(2, min(steps, int(ROUND[platform] / found["operations"])))
         many = jax.jit(lambda params: lax.fori_loop(0, count, update, params))
         begun = time.perf_counter()
@@ -116,43 +117,27 @@ def _called(single: Callable[[Any, Any], Any], params: Any, count: int) -> tuple
     return returned, time.perf_counter() - start
 
 
-def _update(network: Network, x: Array, y: Array, rate: Array, step: Array, params: list[Any]) -> list[Any]:
-    """The parameters of the layers after one update of plain descent, on a minibatch that is drawn by the step."""
-    chosen = jax.random.randint(jax.random.fold_in(jax.random.key(1), step), (BATCH,), 0, len(x), jnp.int32)
-
-    def loss(params: list[Any]) -> Array:  # no scan: few small layers one after another are faster on a CPU
-        h = x[chosen]
-        layers = [stage.layer for stage in network.stages for _ in range(stage.repeats)]
-        for layer, p in zip(layers, params, strict=True):
-            h = layer.apply(p, h)
-        return softmax_cross_entropy_with_integer_labels(h, y[chosen]).mean()
-
-    return jax.tree.map(lambda p, g: p - rate * g, params, jax.grad(loss)(params))
-
-
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 WIDER = (*WIDTHS, 4096, 8192)  # for a device that has the memory
-_STEPS: dict[str, tuple[Mapping[str, Any], ...]] = {
-    "cpu": grid(platform=["cpu"], width=WIDTHS, dtype=["float32", "float64"]),
+_STEPS: dict[str, tuple[str, tuple[Mapping[str, Any], ...]]] = {
+    "cpu": ("", grid(platform=["cpu"], width=WIDTHS, dtype=["float32", "float64"])),
     "gpu": (
-        *grid(platform=["gpu"], width=WIDER, dtype=["float32"], products=["highest"]),
-        *grid(platform=["gpu"], width=WIDER[4:], dtype=["float32"], products=["default"]),
-        *grid(platform=["gpu"], width=WIDTHS, dtype=["float64"], products=["highest"]),
+        ", on a GPU",
+        (
+            *grid(platform=["gpu"], width=WIDER, dtype=["float32"], products=["highest"]),
+            *grid(platform=["gpu"], width=WIDER[4:], dtype=["float32"], products=["default"]),
+            *grid(platform=["gpu"], width=WIDTHS, dtype=["float64"], products=["highest"]),
+        ),
     ),
-    "host": grid(platform=["cpu"], width=WIDTHS, dtype=["float32"]),
+    "host": (", on the processor beside the GPU", grid(platform=["cpu"], width=WIDTHS, dtype=["float32"])),
 }
-_WHERE = {"cpu": "", "gpu": ", on a GPU", "host": ", on the processor beside the GPU"}
-
-EXPERIMENTS: tuple[Experiment, ...] = (
-    *(
-        Experiment(
-            f"step_seconds_{place}",
-            f"seconds per update of five sigmoid layers, by width{_WHERE[place]}",
-            step_seconds,
-            points,
-            check=points[0],
-            cheaper={"rounds": 0},
-        )
-        for place, points in _STEPS.items()
-    ),
+EXPERIMENTS: tuple[Experiment, ...] = tuple(
+    experiment(
+        step_seconds,
+        f"seconds per update of five sigmoid layers, by width{where}",
+        points,
+        name=f"step_seconds_{place}",
+        cheaper={"rounds": 0},
+    )
+    for place, (where, points) in _STEPS.items()
 )
