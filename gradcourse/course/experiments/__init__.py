@@ -2,19 +2,17 @@
 
 from gradcourse.course.experiments import (
     answer,
-    batch_growth,
     convolution,
+    devices,
     glorot,
     learning_rates,
     normalisation,
     precision,
     pretraining,
-    profile_elsewhere,
     record_nets,
     rectifiers,
     shortcuts,
     speed,
-    step_seconds,
 )
 from gradcourse.course.recording import Experiment
 
@@ -24,11 +22,11 @@ __all__ = ["EXPERIMENTS"]
 MODULES = (
     rectifiers,
     glorot,
-    *(speed, step_seconds, profile_elsewhere, record_nets),
+    *(speed, devices, record_nets),
     learning_rates,
     pretraining,
     convolution,
-    *(normalisation, shortcuts, batch_growth),
+    *(normalisation, shortcuts),
     precision,
     answer,
 )

@@ -122,14 +122,8 @@ def training(
 
 @partial(jax.jit, static_argnums=(0, 5))
 def _trained(
-    network: Network,
-    params: Params,
-    keys: Array,
-    rates: Float[Array, " rate"],
-    adaptive: Bool[Array, ""],
-    looks: tuple[int, ...],
-    data: Dataset,
-) -> tuple[Float[Array, "seed rate _"], Float[Array, "seed rate"]]:
+    network: Network, params: Params, keys: Array, rates: Array, adaptive: Array, looks: tuple[int, ...], data: Dataset
+) -> tuple[Float[Array, "seed rate look"], Float[Array, "seed rate"]]:
     """One run after another, for many kernels at once are slower on a CPU; one program for both optimisers."""
 
     def run(draw: Params, key: PRNGKeyArray, rate: Array) -> tuple[Array, Array]:
@@ -156,16 +150,16 @@ def descended(
     gradient: Any,
     step: Int[Array, ""],
     rate: Float[Array, ""],
-    adaptive: Bool[Array, ""],
+    adam: Bool[Array, ""],
 ) -> tuple[Any, Any, Any]:
-    """Returns parameters and running means after an update by plain descent or, if `adaptive`, by Adam.
+    """Returns parameters and running means after an update by plain descent or, if so, by `adam`.
 
-    Adam is optax's (Kingma and Ba, 2015). `step` counts from 0. Which of the two it is need not be
-    known when the program is compiled.
+    That is optax's (Kingma and Ba, 2015). `step` counts from 0. Which of the two it is need not be known when the
+    program is compiled.
     """
     with jax.numpy_dtype_promotion("standard"):  # which optax's Adam needs
-        adam, state = optax.scale_by_adam().update(gradient, optax.ScaleByAdamState(step, mean, square))
-    moved = jax.tree.map(lambda p, a, g: p - rate * jnp.where(adaptive, a, g), params, adam, gradient)
+        scaled, state = optax.scale_by_adam().update(gradient, optax.ScaleByAdamState(step, mean, square))
+    moved = jax.tree.map(lambda p, a, g: p - rate * jnp.where(adam, a, g), params, scaled, gradient)
     return moved, state.mu, state.nu
 
 

@@ -131,7 +131,7 @@ def very_deep(depth: int, init: str, rate: float, seed: int, updates: int = 200)
     return {"loss": mean_losses(history, 10), "train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
 
 
-def _accuracies(network: Network, params: Params, *_: Any) -> tuple[Array, ...]:
+def _accuracies(network: Network, params: Params, *watched: Any) -> tuple[Array, ...]:
     data = small_digits()
     return tuple(
         accuracy(network, params, x[:360], y[:360])

@@ -33,9 +33,6 @@ def _network(activation: str, init: str, depth: int, scale: float = 1.0) -> Netw
     return mlp(64, [WIDTH] * depth, 10, activation=activation, init=Initializer(init, scale))
 
 
-# ---- The largest stable rate
-
-
 def _warmed(rate: Any) -> optax.GradientTransformation:
     """Plain descent whose rate grows in proportion to the step for the first half of the 100 steps."""
     return optax.sgd(lambda step: rate * jnp.minimum((step + 1) / 50, 1))
@@ -104,9 +101,6 @@ def _partly_moved(stage: dict[str, Any], shift: dict[str, Any], moving: Array) -
     return jax.tree.map(lambda p, s: p + moving.reshape(moving.shape + (1,) * (p.ndim - 1)) * s, stage, shift)
 
 
-# ---- Small rates
-
-
 def small_rates(
     rate: float, batch_size: int, *, time: float = 1280.0, looks: int = 40, shorter: int = 1, seeds: int = 5
 ) -> dict[str, Any]:
@@ -133,9 +127,6 @@ def small_rates(
     if shorter > 1:  # where it ends is not what is recorded
         del found["moved"]
     return found
-
-
-# ---- The edge of stability
 
 
 def edge_of_stability(rate: float, *, looks: int = 60, time: float = 300.0, seeds: int = 5) -> dict[str, Any]:
@@ -166,9 +157,6 @@ def _edge(
 
     at = range(0, looks * between, between)
     return lax.map(lambda start: descend(update, start, at, look)[1], params)
-
-
-# ---- One rate per layer
 
 
 def _mup(rate: Any) -> optax.GradientTransformation:
@@ -210,8 +198,6 @@ def per_layer_rates(method: str, depth: int, dtype: str, *, steps: int = 4000, s
             found["accuracy"] = history.accuracy[:, :, -1]
         return jax.device_get(found)
 
-
-# ---- Rate against depth
 
 RATES = tuple(round(10 ** (power / 2), 5) for power in range(-6, 3))
 DEPTHS = (2, 3, 4, 6, 8, 10)

@@ -69,9 +69,6 @@ class HalfBatchNorm(Activated):
         return h * jax.lax.rsqrt(jnp.square(h).mean(axis=axes, keepdims=True) + 1e-5)
 
 
-# ---- The sigmoid, normalised
-
-
 def _block(layer: Layer) -> Layer:
     return Block((Dense(WIDTH), layer))
 

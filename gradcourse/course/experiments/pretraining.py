@@ -44,9 +44,6 @@ CHANGES: dict[str, Callable[..., Any]] = {
 }
 
 
-# ---- Starts
-
-
 def started(start: str, hidden: int, seed: int, data: str = "digits") -> tuple[Network, Any]:
     """Returns the network with `hidden` hidden layers and the parameters that `start` stands for."""
     method, *changes = start.split(", ")
@@ -102,9 +99,6 @@ def _short(value: Any, digits: int = 4) -> Any:
     """The same to so many significant digits: files of records are kept small."""
     array = np.asarray(value, np.float64)
     return np.vectorize(lambda number: float(f"{number:.{digits}g}"))(array)
-
-
-# ---- At the start
 
 
 def reconstruction(method: str, hidden: int, data: str, *, steps: int = STEPS, seeds: int = SEEDS) -> dict[str, Any]:
@@ -187,9 +181,6 @@ def _fitted(h: np.ndarray, labels: np.ndarray, test_labels: np.ndarray) -> float
     return float(((values[len(labels) :] @ weights).argmax(axis=1) == test_labels).mean())
 
 
-# ---- Training
-
-
 RATES = (0.1, 0.3, 1.0, 3.0)
 MOST = 3000
 CLOSE = 1.08  # looks are so much farther apart each time
@@ -263,10 +254,9 @@ def _seen(
     """Loss on `train`, infinite once diverged, and accuracy on `test`, after so many updates as `ends` has."""
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
     keys = jnp.stack([jax.random.fold_in(jax.random.key(7), seed) for seed in range(len(draws))])
-    arrays = jax.device_get(
-        _descended(network, frozen, tuple(ends), data, train, test, jnp.asarray(rates), params, keys)
-    )
-    return np.nan_to_num(arrays[0], nan=np.inf), arrays[1]
+    shared = network, frozen, tuple(ends), data, train, test
+    loss, right = _descended(*shared, jnp.asarray(rates), params, keys)
+    return np.nan_to_num(loss, nan=np.inf), np.asarray(right)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -24,9 +24,6 @@ SEEDS = range(5)
 SCHEMES = ("standard", "lecun_normal", "he_normal")
 
 
-# ---- He's thirty layers
-
-
 def thirty_layers(init: str, rate: float, seed: int, steps: int = 4000) -> dict[str, Any]:
     """Returns the training loss and the test accuracy of 30 rectifier layers of 64, trained on digits by plain descent.
 
@@ -36,8 +33,6 @@ def thirty_layers(init: str, rate: float, seed: int, steps: int = 4000) -> dict[
     _, history = trained(network, data, seed, rate, steps=steps, every=500, watch=(data.x_test, data.y_test))
     return {"loss": mean_losses(history, 500), "test_accuracy": history.accuracy[1:]}
 
-
-# ---- Dead units
 
 LOOKS = 25  # steps between two looks at which units are dead
 MARK = 25  # the step at which dead units are marked, and from which on a layer that is to be frozen stands still
@@ -77,7 +72,7 @@ def dead_units(optimizer: str, rate: float, seed: int, steps: int = 2000) -> dic
     return {**shares, "test_accuracy": history.accuracy[kept]}
 
 
-def _units(network: Network, params: Any, *_: Any) -> list[tuple[Array, Array]]:
+def _units(network: Network, params: Any, *watched: Any) -> list[tuple[Array, Array]]:
     """Per hidden layer, which units are off on all training images, and how likely noise would wake each for one."""
     x = digits().x_train
     *dead, _ = silent_units(network, params, x)
@@ -110,9 +105,6 @@ def noisy_chance(s: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     return jax.scipy.stats.norm.cdf(s / jnp.sqrt(jax.nn.sigmoid(s)))
 
 
-# ---- Activation against initialisation
-
-
 def activation_and_init(activation: str, init: str, rate: float, seed: int, steps: int = 1000) -> dict[str, Any]:
     """Returns how ten hidden layers of 64 train on digits by plain descent.
 
@@ -130,11 +122,8 @@ def activation_and_init(activation: str, init: str, rate: float, seed: int, step
     }
 
 
-def _test_accuracy(network: Network, params: Any, *_: Any) -> Array:
+def _test_accuracy(network: Network, params: Any, *watched: Any) -> Array:
     return accuracy(network, params, *digits()[2:])
-
-
-# ---- How many updates a small convolutional network needs
 
 
 def small_cnn(activation: str, init: str) -> Network:

@@ -23,9 +23,6 @@ BATCH = 32
 Layers = list[dict[str, Any]]  # the parameters of each layer
 
 
-# ---- Plain descent until the loss has fallen
-
-
 def updates_to_escape(
     hidden: int, rate: float, seed: int, activation: str, init: str, *, batch: int = BATCH, most: int = 400_000
 ) -> dict[str, Any]:
@@ -75,7 +72,7 @@ def first_layer_moves(
     with jax.enable_x64(dtype == "float64"):
         start, x = jax.tree.map(lambda leaf: leaf.astype(dtype), ([p for _, p in network.layers(params)], data.x_train))
         settings = jnp.asarray([rate, stop_at], dtype)
-        descent = _descended(network, batch, tuple(looks.tolist()), start, x, data.y_train, key, *settings)
+        descent = _descended(network, batch, tuple(looks.tolist()), start, x, data.y_train, key, settings)
         seen, count = jax.device_get(descent)
     return {"step": looks[:count]} | {name: values[:count] for name, values in seen.items()}
 
@@ -99,17 +96,10 @@ def updated(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _descended(
-    network: Network,
-    batch: int,
-    looks: tuple[int, ...],
-    start: Layers,
-    x: Array,
-    y: Array,
-    key: Any,
-    rate: Array,
-    stop_at: Array,
+    network: Network, batch: int, looks: tuple[int, ...], start: Layers, x: Array, y: Array, key: Any, settings: Array
 ) -> tuple[dict[str, Array], Array]:
     """What was seen at every look, and how many were taken until the loss was below `stop_at` or not finite."""
+    rate, stop_at = settings
     update = partial(updated, network, batch, x, y, key, rate)
 
     def see(params: Layers) -> dict[str, Array]:
@@ -149,9 +139,6 @@ def share_that_moves(deviation: float, bound: float, digits: int) -> float:
         low, high = 2.0**exponent, min(2.0 ** (exponent + 1), bound)
         share += (high - low) / bound * erfc(2.0 ** (exponent - digits) / deviation / sqrt(2))
     return float(share + 2.0 ** (top - 59) / bound)
-
-
-# ---- The points
 
 
 SEEDS = range(5)
