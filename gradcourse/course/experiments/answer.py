@@ -144,13 +144,7 @@ def _trained(
 
 
 def descended(
-    params: Any,
-    mean: Any,
-    square: Any,
-    gradient: Any,
-    step: Int[Array, ""],
-    rate: Float[Array, ""],
-    adam: Bool[Array, ""],
+    params: Any, mean: Any, square: Any, grad: Any, step: Int[Array, ""], rate: Float[Array, ""], adam: Bool[Array, ""]
 ) -> tuple[Any, Any, Any]:
     """Returns parameters and running means after an update by plain descent or, if so, by `adam`.
 
@@ -158,8 +152,8 @@ def descended(
     program is compiled.
     """
     with jax.numpy_dtype_promotion("standard"):  # which optax's Adam needs
-        scaled, state = optax.scale_by_adam().update(gradient, optax.ScaleByAdamState(step, mean, square))
-    moved = jax.tree.map(lambda p, a, g: p - rate * jnp.where(adam, a, g), params, scaled, gradient)
+        scaled, state = optax.scale_by_adam().update(grad, optax.ScaleByAdamState(step, mean, square))
+    moved = jax.tree.map(lambda p, a, g: p - rate * jnp.where(adam, a, g), params, scaled, grad)
     return moved, state.mu, state.nu
 
 

@@ -114,19 +114,9 @@ def very_deep(depth: int, init: str, rate: float, seed: int, updates: int = 200)
     """
     start, key = fresh(vanilla_cnn(depth, init), seed)
     network, data = vanilla_cnn(depth, "gaussian"), small_digits()  # whatever the draw, programs are of one network
-    _, history = train(
-        network,
-        start,
-        data,
-        weights_only,
-        learning_rate=rate / depth,
-        batch_size=16,
-        steps=updates,
-        every=100,
-        watch=(data.x_train[:16], data.y_train[:16]),  # few: ten thousand layers of them are kept
-        observe=_accuracies,
-        key=key,
-    )
+    few = data.x_train[:16], data.y_train[:16]  # for ten thousand layers of them are kept
+    settings: Any = {"batch_size": 16, "steps": updates, "every": 100, "watch": few, "observe": _accuracies}
+    _, history = train(network, start, data, weights_only, learning_rate=rate / depth, key=key, **settings)
     train_accuracy, test_accuracy = (values[1:] for values in history.observed)
     return {"loss": mean_losses(history, 10), "train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
 

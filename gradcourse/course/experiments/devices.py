@@ -99,22 +99,20 @@ def step_seconds(
         found["in_program"] = min(seconds(partial(compiled, params)) for _ in range(rounds)) / count
         calls = [_called(single, params, count) for _ in range(rounds)]
     found["returned"], found["called"] = np.min(calls, axis=0) / count
-    size = LARGE[platform]
-    return found | {"peak": _product_rate(size, products, rounds), "bandwidth": _copy_rate(16 * size**2, rounds)}
+    return found | _ceilings(LARGE[platform], products, rounds)
 
 
-def _product_rate(size: int, products: str, rounds: int) -> float:
-    """Operations per second of a product of two float32 matrices of `size` by `size`, in the fastest round."""
+def _ceilings(size: int, products: str, rounds: int) -> dict[str, float]:
+    """Of a product of two matrices of `size` by `size`, and of negating as much as 16 of them, in the fastest round."""
+
+    def fastest(function: Callable[..., Any], *arguments: Array) -> float:
+        compiled = jax.jit(function).lower(*arguments).compile()
+        return min(seconds(partial(compiled, *arguments)) for _ in range(rounds + 1))
+
     a, b = jax.random.normal(jax.random.key(0), (2, size, size))  # a device can be faster on zeros and ones
-    multiplied = jax.jit(matrix_product, static_argnums=2).lower(a, b, products).compile()
-    return 2 * size**3 / min(seconds(partial(multiplied, a, b)) for _ in range(rounds + 1))
-
-
-def _copy_rate(size: int, rounds: int) -> float:
-    """Bytes per second of negating `size` float32 numbers, each read and written once, in the fastest round."""
-    a = jax.random.normal(jax.random.key(0), (size,))
-    negated = jax.jit(jnp.negative).lower(a).compile()
-    return 8 * size / min(seconds(partial(negated, a)) for _ in range(rounds + 1))
+    peak = 2 * size**3 / fastest(partial(matrix_product, products=products), a, b)
+    vector = jax.random.normal(jax.random.key(0), (16 * size**2,))
+    return {"peak": peak, "bandwidth": 8 * vector.size / fastest(jnp.negative, vector)}
 
 
 def _called(single: Callable[[Any, Any], Any], params: Any, count: int) -> tuple[float, float]:

@@ -51,18 +51,9 @@ def train_on_shapeset(
     data = Shapeset()
     network = mlp(1024, [width] * depth, 9, activation=activation, init=init)
     watch = data.batch(WATCHED, key=jax.random.key(4))
-    runs, history = sweep(
-        network,
-        data,
-        optax.sgd,
-        learning_rates=[learning_rate],
-        seeds=seeds,
-        steps=steps,
-        batch_size=10,
-        every=min(every, steps),
-        watch=watch,
-        key=jax.random.key(2010),
-    )
+    settings: Any = {"seeds": seeds, "steps": steps, "every": min(every, steps), "batch_size": 10, "watch": watch}
+    key = jax.random.key(2010)
+    runs, history = sweep(network, data, optax.sgd, learning_rates=[learning_rate], key=key, **settings)
     kept = slice(steps // every + 1)  # a run that is cut short has only the first snapshot in common with a whole one
     units: Any = history.units
     found = {

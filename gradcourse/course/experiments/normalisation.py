@@ -121,7 +121,8 @@ RATES = (0.1, 0.3, 1.0)
 
 
 def all_runs(
-    begin: Callable[[Any], tuple[Network, Params]],
+    network: Network,
+    draw: Callable[..., Params],
     data: Dataset,
     rates: Sequence[float],
     seeds: int,
@@ -129,7 +130,7 @@ def all_runs(
     every: int,
     many: Callable[..., Any] = jax.vmap,
 ) -> dict[str, Any]:
-    """What plain descent finds every `every` updates, each list with the axes (rate, seed, time).
+    """What plain descent from `draw(key=key)` finds every `every` updates, lists with the axes (rate, seed, time).
 
     All runs are one program: side by side under `jax.vmap`, one after another under `in_turn`.
     """
@@ -141,8 +142,7 @@ def all_runs(
         return run.params, history.accuracy[1:], history.batch_loss.reshape(-1, every).mean(axis=1)
 
     keys = jnp.stack([jax.random.split(jax.random.key(seed)) for seed in range(seeds)])
-    drawn = [begin(key) for key in keys[:, 0]]
-    network, starts = drawn[0][0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *(start for _, start in drawn))
+    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(draw(key=key) for key in keys[:, 0]))
     each_rate, each_seed = jnp.repeat(jnp.asarray(rates), seeds), jnp.tile(jnp.arange(seeds), len(rates))
     every_start, every_key = jax.tree.map(lambda leaf: leaf[each_seed], (starts, keys[:, 1]))
     params, accuracies, losses = jax.jit(many(one))(each_rate, every_start, every_key)
@@ -168,7 +168,8 @@ def normalised_sigmoids(
     `loss`: mean over the last `every` minibatches; `test_accuracy`: with the statistics of the batch of all test
     images; `inference_accuracy`: at the end, with those of the training images, fixed.
     """
-    return all_runs(lambda key: started(way, depth, key=key), digits(), rates, seeds, steps, every)
+    network = normalised_sigmoid(way, depth)
+    return all_runs(network, lambda key: started(way, depth, key=key)[1], digits(), rates, seeds, steps, every)
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (

@@ -109,11 +109,9 @@ class _DenseOnDevice(Dense):
     products: str
 
     def linear(self, weight: Array, h: Array) -> Array:
-        """Returns `h @ weight`."""
         return matrix_product(h, weight, self.products)
 
     def transpose(self, weight: Array, v: Array, shape: tuple[int, ...]) -> Array:
-        """Returns `v @ weight.T`."""
         return matrix_product(v, weight.T, self.products)
 
 

@@ -76,13 +76,10 @@ def _units(network: Network, params: Any, *watched: Any) -> list[tuple[Array, Ar
     """Per hidden layer, which units are off on all training images, and how likely noise would wake each for one."""
     x = digits().x_train
     *dead, _ = silent_units(network, params, x)
-    *chances, _ = (noisy_chance(s[0]) for s in network.scan(_with_preactivation, params, x)[1])
+    _, stages = network.scan(lambda layer, p, h: (layer.apply(p, h), layer.preactivation(p, h)), params, x)
+    *chances, _ = (noisy_chance(s[0]) for s in stages)
     woken = [1 - jnp.prod(1 - chance, axis=0) for chance in chances]
     return list(zip(dead, woken, strict=True))
-
-
-def _with_preactivation(layer: Any, p: Any, h: Array) -> tuple[Array, Array]:
-    return layer.apply(p, h), layer.preactivation(p, h)
 
 
 def _fates(dead: np.ndarray, woken: np.ndarray) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ from gradcourse.nn.initializers import gaussian
 from gradcourse.nn.layers import Dense, Flatten, Layer, Pointwise
 from gradcourse.nn.network import Network, Params, sequential
 from gradcourse.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, at_inference
+from gradcourse.profile import Profile
 from gradcourse.training.data import digits
 from gradcourse.training.sweeps import over_seeds
 
@@ -75,26 +76,12 @@ def shortcut_net(way: str, blocks: int) -> Network:
     return sequential(64, [first, *[body] * blocks, *ends, readout])
 
 
-def growth_by_wiring(way: str, blocks: int, seeds: int = 5) -> dict[str, Any]:
-    """Returns `log10_growth` of a gradient's mean square on its way back through fresh blocks of `shortcut_net`.
-
-    Per seed, on a batch of 32 Gaussian inputs, from the last block's output to the first block's input.
-    """
-    *before, last = shortcut_net(way, blocks).stages
-    # Fixup's own readout is 0, and so is every gradient behind it.
-    readout = replace(last, layer=Dense(10, initializer="lecun_normal"))
-    network, x = Network((*before, readout)), jax.random.normal(jax.random.key(0), (32, 64))
-    measure = partial(backward_jacobian_norms, probes=8, key=jax.random.key(3))
-    norms = over_seeds(measure, network, x, seeds=seeds, key=jax.random.key(1)).log10_norm
-    return {"log10_growth": 2 * (norms[:, 1] - norms[:, 1 + blocks])}
-
-
 def deep_shortcuts(
     way: str, blocks: int, rates: Sequence[float] = (0.01, 0.1), seeds: int = 5, steps: int = 200, every: int = 50
 ) -> dict[str, Any]:
     """Returns how `shortcut_net(way, blocks)` learns digits by plain descent, as `normalised_sigmoids` does."""
     network = shortcut_net(way, blocks)
-    return all_runs(lambda key: (network, network.init(key=key)), digits(), rates, seeds, steps, every)
+    return all_runs(network, network.init, digits(), rates, seeds, steps, every)
 
 
 # ---- A deep small convolutional network
@@ -126,13 +113,10 @@ def deep_cnns(
 ) -> dict[str, Any]:
     """Returns how `deep_cnn(way, depth)` learns digits by plain descent, as `normalised_sigmoids` does."""
     network, data = deep_cnn(way, depth), digits(images=True)
-
-    def begin(key: Any) -> tuple[Network, Params]:
-        if way == "sigmoid + BN once":
-            return network, normalised_once(deep_cnn("sigmoid + BN", depth), data.x_train, key=key)
-        return network, network.init(key=key)
-
-    return all_runs(begin, data, rates, seeds, steps, every, in_turn)
+    draw: Callable[..., Params] = network.init
+    if way == "sigmoid + BN once":
+        draw = partial(normalised_once, deep_cnn("sigmoid + BN", depth), data.x_train)
+    return all_runs(network, draw, data, rates, seeds, steps, every, in_turn)
 
 
 def cnn_gradients(way: str, padding: str, depth: int = 9, seeds: int = 5) -> dict[str, Any]:
@@ -148,7 +132,20 @@ def in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments: lax.map(lambda one: function(*one), arguments)
 
 
-# ---- Growth with the batch's statistics, and gradients along the input
+# ---- Growth from layer to layer, and gradients along the input
+
+
+def growth_by_wiring(way: str, blocks: int, seeds: int = 5) -> dict[str, Any]:
+    """Returns `log10_growth` of a gradient's mean square on its way back through fresh blocks of `shortcut_net`.
+
+    Per seed, on a batch of 32 Gaussian inputs, from the last block's output to the first block's input.
+    """
+    *before, last = shortcut_net(way, blocks).stages
+    # Fixup's own readout is 0, and so is every gradient behind it.
+    readout = replace(last, layer=Dense(10, initializer="lecun_normal"))
+    network, x = Network((*before, readout)), jax.random.normal(jax.random.key(0), (32, 64))
+    norms = _probed(network, x, seeds).log10_norm
+    return {"log10_growth": 2 * (norms[:, 1] - norms[:, 1 + blocks])}
 
 
 def growth_rates(activation: str, batch: int, seeds: int = 5) -> dict[str, Any]:
@@ -160,9 +157,12 @@ def growth_rates(activation: str, batch: int, seeds: int = 5) -> dict[str, Any]:
     block = Block((Dense(width, initializer=HE), BatchNorm(activation)))
     network = sequential(width, [block] * depth + [Dense(10)])
     x = jax.random.normal(jax.random.key(0), (batch, width))
-    norms = partial(backward_jacobian_norms, probes=8, key=jax.random.key(3))
-    profile = over_seeds(norms, network, x, seeds=seeds, key=jax.random.key(1))
-    return {"growth": 10 ** -profile.slopes(first=1, last=depth - 1)}
+    return {"growth": 10 ** -_probed(network, x, seeds).slopes(first=1, last=depth - 1)}
+
+
+def _probed(network: Network, x: Array, seeds: int) -> Profile:
+    measure = partial(backward_jacobian_norms, probes=8, key=jax.random.key(3))
+    return over_seeds(measure, network, x, seeds=seeds, key=jax.random.key(1))
 
 
 def line_net(way: str, depth: int) -> Network:
