@@ -19,15 +19,6 @@ from gradcourse.course.recording import Experiment
 __all__ = ["EXPERIMENTS"]
 
 # In the order of the chapters.
-MODULES = (
-    rectifiers,
-    glorot,
-    *(speed, devices, record_nets),
-    learning_rates,
-    pretraining,
-    convolution,
-    *(normalisation, shortcuts),
-    precision,
-    answer,
-)
-EXPERIMENTS: dict[str, Experiment] = {one.name: one for module in MODULES for one in module.EXPERIMENTS}
+FIRST = rectifiers, glorot, speed, devices, record_nets, learning_rates
+LATER = pretraining, convolution, normalisation, shortcuts, precision, answer
+EXPERIMENTS: dict[str, Experiment] = {one.name: one for module in FIRST + LATER for one in module.EXPERIMENTS}

@@ -1,21 +1,25 @@
-"""What the chapters' experiments share: how one is listed, and descent whose every draw comes from one seed."""
+"""What the chapters' experiments share: how one is listed, and descent whose draws and minibatches come from seeds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, PRNGKeyArray
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse.course.recording import Experiment
 from gradcourse.nn.network import Network, Params
+from gradcourse.nn.normalisation import at_inference
 from gradcourse.training.data import Dataset
 from gradcourse.training.history import History
-from gradcourse.training.loop import train
+from gradcourse.training.loop import accuracy, train
 from gradcourse.training.runs import Optimizer, Run
 
-__all__ = ["experiment", "fresh", "mean_losses", "trained"]
+__all__ = ["all_runs", "experiment", "fresh", "mean_losses", "trained"]
 
 
 def experiment(
@@ -53,3 +57,43 @@ def trained(
 def mean_losses(history: History, updates: int) -> Float[np.ndarray, " block"]:
     """Returns the mean minibatch loss of every so many `updates`."""
     return np.asarray(history.batch_loss).reshape(-1, updates).mean(axis=1)
+
+
+def all_runs(
+    network: Network,
+    draw: Callable[..., Params],
+    data: Dataset,
+    rates: Sequence[float],
+    seeds: int,
+    steps: int,
+    every: int,
+    in_turn: bool = False,
+) -> dict[str, Any]:
+    """Returns what plain descent from `draw(key=key)` finds every `every` updates, with axes (rate, seed, time).
+
+    All runs are one program, which does them side by side or, what is faster for convolutions on a CPU, `in_turn`.
+    """
+
+    def one(rate: Any, start: Params, key: Any) -> tuple[Any, Any, Any]:
+        settings: Any = {"steps": steps, "every": every, "watch": (data.x_test, data.y_test)}
+        run, history = train(network, start, data, optax.sgd, learning_rate=rate, key=key, **settings)
+        return run.params, history.accuracy[1:], history.batch_loss.reshape(-1, every).mean(axis=1)
+
+    keys = jnp.stack([jax.random.split(jax.random.key(seed)) for seed in range(seeds)])
+    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(draw(key=key) for key in keys[:, 0]))
+    each_rate, each_seed = jnp.repeat(jnp.asarray(rates), seeds), jnp.tile(jnp.arange(seeds), len(rates))
+    every_start, every_key = jax.tree.map(lambda leaf: leaf[each_seed], (starts, keys[:, 1]))
+    many: Any = partial(lax.map, lambda run: one(*run)) if in_turn else lambda runs: jax.vmap(one)(*runs)
+    params, accuracies, losses = jax.jit(many)((each_rate, every_start, every_key))
+    found = {"loss": losses, "test_accuracy": accuracies}
+    if network.couples_examples and steps > 3 * every:  # a run that is cut short has no end in common with a whole one
+        found["inference_accuracy"] = jax.jit(jax.vmap(lambda p: _at_inference(network, p, data)[None]))(params)
+    return {name: values.reshape(len(rates), seeds, -1) for name, values in found.items()}
+
+
+def _at_inference(network: Network, params: Params, data: Dataset) -> Array:
+    """The test accuracy with the training images' statistics, NaN with `HalfBatchNorm`, which has no fixed ones."""
+    fixed, fixed_params = at_inference(network, params, data.x_train)
+    if fixed.couples_examples:
+        return jnp.full((), jnp.nan)
+    return accuracy(fixed, fixed_params, data.x_test, data.y_test)

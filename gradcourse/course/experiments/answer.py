@@ -44,8 +44,7 @@ LEVELS: dict[str, tuple[Any, ...]] = {
     "optimizer": ("sgd", "adam"),
     "init": ("standard", "glorot", "matched"),
 }
-# The learning rates of each optimiser.
-RATES: dict[str, tuple[float, ...]] = {"sgd": (0.03, 0.3), "adam": (0.001, 0.01)}
+RATES: dict[str, tuple[float, ...]] = {"sgd": (0.03, 0.3), "adam": (0.001, 0.01)}  # of each optimiser
 # The gain sigma_w that keeps the gradient's mean square where the slope is steepest; of the rectifier, on average.
 MATCHED = {"sigmoid": 4.0, "tanh": 1.0, "relu": 2**0.5}
 

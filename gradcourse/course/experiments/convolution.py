@@ -1,6 +1,6 @@
 """Chapter 8: what convolutions do to gradients, which variances train, and very deep convolutional networks."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -99,10 +99,7 @@ def weights_only(rate: Any) -> optax.GradientTransformation:
     In `vanilla_cnn` activations are tiny and differ from image to image, while a bias moves the outputs of all images
     alike: the biases alone would say how large a rate may be.
     """
-
-    def kinds(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key, params)
-
+    kinds = partial(jax.tree_util.tree_map_with_path, lambda path, _: path[-1].key)
     return optax.partition({"weight": optax.sgd(rate), "bias": optax.set_to_zero()}, kinds)
 
 
@@ -123,10 +120,7 @@ def very_deep(depth: int, init: str, rate: float, seed: int, updates: int = 200)
 
 def _accuracies(network: Network, params: Params, *watched: Any) -> tuple[Array, ...]:
     data = small_digits()
-    return tuple(
-        accuracy(network, params, x[:360], y[:360])
-        for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))
-    )
+    return tuple(accuracy(network, params, x[:360], y[:360]) for x, y in (data[:2], data[2:]))
 
 
 def deep_profiles(depth: int, init: str, seeds: int = 5) -> dict[str, Any]:

@@ -30,9 +30,6 @@ from gradcourse.training.data import digits
 
 __all__ = ["EXPERIMENTS", "SETTINGS", "WIDER", "profiles_here", "step_operations", "step_seconds"]
 
-
-# ---- Seconds per update
-
 BATCH = 32
 
 

@@ -18,7 +18,7 @@ from gradcourse.training.data import digits
 from gradcourse.training.shapeset import Shapeset
 from gradcourse.training.sweeps import sweep
 
-__all__ = ["EXPERIMENTS", "hidden_values", "learning_time", "train_on_shapeset"]
+__all__ = ["EXPERIMENTS"]
 
 WATCHED = 2000  # fresh images, the same for all runs, on which the error is measured
 BINS = 40  # of a histogram from -1 to 1
@@ -71,24 +71,8 @@ def train_on_shapeset(
     return found
 
 
-def hidden_values(
-    network: Network, params: Params, x: Float[Array, "batch *shape"]
-) -> tuple[Float[Array, "layer batch *output"], ...]:
-    """Returns the activations of every layer, one array per stage of equal layers.
-
-    >>> network = mlp(3, [4, 4], 2)
-    >>> [values.shape for values in hidden_values(network, network.init(key=jax.random.key(0)), jnp.ones((5, 3)))]
-    [(1, 5, 4), (1, 5, 4), (1, 5, 2)]
-    """
-
-    def step(layer: Any, p: Any, h: Array) -> tuple[Array, Array]:
-        return (h := layer.apply(p, h)), h
-
-    return tuple(network.scan(step, params, x)[1])
-
-
 def _histograms(network: Network, x: Array, params: Params) -> Float[Array, "layer bin"]:
-    *hidden, _ = hidden_values(network, params, x)
+    _, (*hidden, _) = network.scan(lambda layer, p, h: (layer.apply(p, h),) * 2, params, x)
     values = jnp.concatenate([stage.reshape(len(stage), -1) for stage in hidden])
     counts = jax.vmap(lambda one: jnp.histogram(one, bins=BINS, range=(-1, 1))[0])(values)
     return counts / values.shape[1]

@@ -25,8 +25,7 @@ from gradcourse.training.sweeps import sweep
 
 __all__ = ["EXPERIMENTS"]
 
-WIDTH = 64
-EXAMPLES = 256
+WIDTH, EXAMPLES = 64, 256
 
 
 def _network(activation: str, init: str, depth: int, scale: float = 1.0) -> Network:
@@ -225,9 +224,8 @@ SCHEMES = (
     {"activation": "relu", "init": "he_normal", "scale": 2.0},
 )
 # A step of Muon takes many times as long as one of the others.
-_STEPS = {method: 1000 if method == "Muon" else 4000 for method in METHODS}
 _BY_LAYER = tuple(
-    {"method": name, "depth": depth, "dtype": dtype, "steps": _STEPS[name]}
+    {"method": name, "depth": depth, "dtype": dtype, "steps": 1000 if name == "Muon" else 4000}
     for dtype, names, depths in (("float32", METHODS, (6, 12)), ("float64", ("normalised", "Muon"), (12,)))
     for depth in depths
     for name in names

@@ -9,7 +9,7 @@ A *start* is a name for parameters from which training sets out:
   trained ones), or nothing; and after another comma `"centred"`, for centred biases instead of the trained ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -37,11 +37,7 @@ SEEDS = 5
 STEPS = 3000  # of pretraining, for each layer, on digits
 LOOKED_AT = 200  # images on which gradients are measured
 PIXELS, WIDTHS, CLASSES = {"digits": 64, "shapes": 1024}, {"digits": 64, "shapes": 100}, {"digits": 10, "shapes": 9}
-CHANGES: dict[str, Callable[..., Any]] = {
-    "shuffled": with_shuffled_weights,
-    "redrawn": redrawn,
-    "spectrum": with_singular_values,
-}
+CHANGES: dict[str, Any] = {"shuffled": with_shuffled_weights, "redrawn": redrawn, "spectrum": with_singular_values}
 
 
 def started(start: str, hidden: int, seed: int, data: str = "digits") -> tuple[Network, Any]:
@@ -97,8 +93,7 @@ def _all_seeds(start: str, hidden: int, seeds: int, data: str) -> tuple[Network,
 
 def _short(value: Any, digits: int = 4) -> Any:
     """The same to so many significant digits: files of records are kept small."""
-    array = np.asarray(value, np.float64)
-    return np.vectorize(lambda number: float(f"{number:.{digits}g}"))(array)
+    return np.vectorize(lambda number: float(f"{number:.{digits}g}"))(np.asarray(value, np.float64))
 
 
 def reconstruction(method: str, hidden: int, data: str, *, steps: int = STEPS, seeds: int = SEEDS) -> dict[str, Any]:

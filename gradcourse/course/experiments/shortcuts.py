@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from gradcourse._checks import known_name
-from gradcourse.course.experiments._common import experiment
-from gradcourse.course.experiments.normalisation import all_runs, normalised_once
+from gradcourse.course.experiments._common import all_runs, experiment
+from gradcourse.course.experiments.normalisation import normalised_once
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.measure.jacobians import backward_jacobian_norms
@@ -28,8 +27,7 @@ from gradcourse.training.sweeps import over_seeds
 
 __all__ = ["EXPERIMENTS", "MEASURED", "correlation_of_neighbours", "line_net", "slopes_along_a_line"]
 
-HE = "he_normal"
-NARROW = 32
+HE, NARROW = "he_normal", 32
 
 
 def _branch(last: str | float = HE, scale: float = 1.0) -> tuple[Layer, ...]:
@@ -116,7 +114,7 @@ def deep_cnns(
     draw: Callable[..., Params] = network.init
     if way == "sigmoid + BN once":
         draw = partial(normalised_once, deep_cnn("sigmoid + BN", depth), data.x_train)
-    return all_runs(network, draw, data, rates, seeds, steps, every, in_turn)
+    return all_runs(network, draw, data, rates, seeds, steps, every, in_turn=True)
 
 
 def cnn_gradients(way: str, padding: str, depth: int = 9, seeds: int = 5) -> dict[str, Any]:
@@ -125,11 +123,6 @@ def cnn_gradients(way: str, padding: str, depth: int = 9, seeds: int = 5) -> dic
     measure = partial(activation_gradient_norms, y=data.y_train[:64])
     network, x = deep_cnn(way, depth, padding), data.x_train[:64]
     return {"log10_norm": over_seeds(measure, network, x, seeds=seeds, key=jax.random.key(1)).log10_norm}
-
-
-def in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `jax.vmap` of a function of three arguments, one after another: on a CPU faster for convolutions."""
-    return lambda *arguments: lax.map(lambda one: function(*one), arguments)
 
 
 # ---- Growth from layer to layer, and gradients along the input

@@ -145,21 +145,20 @@ SEEDS = range(5)
 _PLAIN: dict[str, Any] = {"activation": ["sigmoid"], "init": ["standard"]}
 _TO_FIVE: dict[str, Any] = {"hidden": [1, 2, 3, 4, 5], "rate": [0.1], "seed": SEEDS}
 _DEEPER: dict[str, Any] = {"hidden": [3, 5, 10, 20], "rate": [0.1], "seed": SEEDS}
-_BY_DEPTH = (
-    *grid(**_TO_FIVE, **_PLAIN),
-    *grid(**_TO_FIVE | {"rate": [0.3, 1.0, 2.0, 3.0, 5.0]}, **_PLAIN),
-    *grid(hidden=[6], rate=[2.0, 3.0, 5.0], seed=SEEDS, **_PLAIN, most=[100_000]),
-    *grid(**_TO_FIVE, activation=["sigmoid"], init=["glorot_uniform"]),
-    *grid(**_DEEPER, activation=["tanh"], init=["standard"], most=[40_000]),
-    *grid(**_DEEPER, activation=["tanh"], init=["glorot_uniform"], most=[40_000]),
-    *grid(**_DEEPER, activation=["relu"], init=["he_normal"], most=[40_000]),
-)
 _LONG: dict[str, Any] = {"steps": [2_000_000], "per_decade": [50.0], "stop_at": [1.0]}
 EXPERIMENTS: tuple[Experiment, ...] = (
     experiment(
         updates_to_escape,
         "updates that plain descent needs for a mean loss below 1 on digits, by depth and rate",
-        _BY_DEPTH,
+        (
+            *grid(**_TO_FIVE, **_PLAIN),
+            *grid(**_TO_FIVE | {"rate": [0.3, 1.0, 2.0, 3.0, 5.0]}, **_PLAIN),
+            *grid(hidden=[6], rate=[2.0, 3.0, 5.0], seed=SEEDS, **_PLAIN, most=[100_000]),
+            *grid(**_TO_FIVE, activation=["sigmoid"], init=["glorot_uniform"]),
+            *grid(**_DEEPER, activation=["tanh"], init=["standard"], most=[40_000]),
+            *grid(**_DEEPER, activation=["tanh"], init=["glorot_uniform"], most=[40_000]),
+            *grid(**_DEEPER, activation=["relu"], init=["he_normal"], most=[40_000]),
+        ),
     ),
     experiment(
         escape_on,
