@@ -100,7 +100,7 @@ def step_seconds(
 
 
 def _ceilings(size: int, products: str, rounds: int) -> dict[str, float]:
-    """Of a product of two matrices of `size` by `size`, and of negating as much as 16 of them, in the fastest round."""
+    """What the device does at most per second: operations of a product of matrices, bytes of a vector negated."""
 
     def fastest(function: Callable[..., Any], *arguments: Array) -> float:
         compiled = jax.jit(function).lower(*arguments).compile()

@@ -67,7 +67,7 @@ def dead_units(optimizer: str, rate: float, seed: int, steps: int = 2000) -> dic
     settings: Any = {"steps": steps, "every": LOOKS, "watch": (data.x_test, data.y_test), "observe": _units}
     _, history = trained(network, data, seed, rate, OPTIMIZERS[optimizer], **settings)
     fates = [_fates(np.asarray(dead), np.asarray(woken)) for dead, woken in history.observed]
-    kept = slice(4, None, 4)
+    kept = slice(4, None, 4)  # every hundredth step
     shares = {name: np.stack([each[name][kept].mean(axis=1) for each in fates], axis=1) for name in fates[0]}
     return {**shares, "test_accuracy": history.accuracy[kept]}
 
