@@ -103,11 +103,11 @@ def _descended(
     update = partial(updated, network, batch, x, y, key, rate)
 
     def see(params: Layers) -> dict[str, Array]:
-        (first, before), (readout, fresh) = ((params[place]["weight"], start[place]["weight"]) for place in (0, -1))
+        (first, before), (readout, drawn) = ((params[place]["weight"], start[place]["weight"]) for place in (0, -1))
         return {
             "loss": _mean_loss(network, params, x, y),
             "moved": jnp.linalg.norm(first - before) / jnp.linalg.norm(before),
-            "readout": jnp.linalg.norm(readout) / jnp.linalg.norm(fresh),
+            "readout": jnp.linalg.norm(readout) / jnp.linalg.norm(drawn),
         }
 
     def going(seen: dict[str, Array]) -> Array:
