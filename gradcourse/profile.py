@@ -83,10 +83,8 @@ class Profile:
         The mean of the log is the *typical* norm (the geometric mean). A single sample has no standard error: NaN.
         """
         values = self._samples()
-        count = len(values)
         with np.errstate(invalid="ignore"):  # the spread of exact zeros is not a number
-            error = values.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full(values.shape[1:], np.nan)
-        return self._like(values.mean(axis=0), error)
+            return self._like(values.mean(axis=0), _standard_error(values))
 
     def root_mean_square(self) -> "Profile":
         """Returns the log10 root mean square over the first sample axis, with its standard error.
@@ -98,10 +96,7 @@ class Profile:
         squares = 10 ** (2 * (values - peak))
         mean = squares.mean(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            log_norm = peak + np.log10(mean) / 2
-            spread = squares.std(axis=0, ddof=1) if len(values) > 1 else np.full(mean.shape, np.nan)
-            error = spread / np.sqrt(len(values)) / mean / (2 * np.log(10))
-        return self._like(log_norm, error)
+            return self._like(peak + np.log10(mean) / 2, _standard_error(squares) / mean / (2 * np.log(10)))
 
     def slopes(self, first: int = 0, last: int | None = None) -> NDArray[np.float64]:
         """Returns each sample's slope over layers `first` to `last`, in decades per layer, `(*sample,)`.
@@ -127,9 +122,8 @@ class Profile:
         >>> Profile.from_log10([[-3, -2, -1, 0], [-6, -4, -2, 0]], layers=layers, quantity="norm").slope()
         (1.5, 0.5)
         """
-        slopes = self.slopes(first, last)
-        error = slopes.std(ddof=1) / np.sqrt(slopes.size) if slopes.size > 1 else np.nan
-        return float(slopes.mean()), float(error)
+        slopes = self.slopes(first, last).ravel()
+        return float(slopes.mean()), float(_standard_error(slopes))
 
     def layers_to_lose(self, factor: float) -> NDArray[np.float64]:
         """Returns how many layers before the last one the norm has first fallen by `factor`, `(*sample,)`.
@@ -147,8 +141,7 @@ class Profile:
         above, below = (np.take_along_axis(lost, index, axis=-1) for index in (np.maximum(after - 1, 0), after))
         with np.errstate(divide="ignore", invalid="ignore"):
             part = np.where(np.isinf(below), 0, (below - log10(factor)) / (below - above))  # no line to an exact zero
-        depth = after - part
-        return np.where(after == 0, np.nan, depth)[..., 0]
+        return np.where(after == 0, np.nan, after - part)[..., 0]
 
     def _samples(self) -> NDArray[np.float64]:
         if np.ndim(self.exponent) < 2:
@@ -159,3 +152,10 @@ class Profile:
 
     def _like(self, values: NDArray[np.float64], error: NDArray[np.float64]) -> "Profile":
         return Profile.from_log10(values, layers=self.layers, quantity=self.quantity, standard_error=error)
+
+
+def _standard_error(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """That of the mean over the first axis; NaN for a single sample."""
+    if len(values) == 1:
+        return np.full(values.shape[1:], np.nan)
+    return np.asarray(values.std(axis=0, ddof=1) / np.sqrt(len(values)))

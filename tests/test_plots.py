@@ -13,7 +13,7 @@ from gradcourse import plots
 from gradcourse.measure.jacobians import log_gain_split
 from gradcourse.nn.activations import ACTIVATIONS
 from gradcourse.nn.network import mlp
-from gradcourse.plots import layers, style
+from gradcourse.plots import figures, style
 from gradcourse.profile import Profile
 from gradcourse.training.sweeps import over_seeds
 
@@ -104,7 +104,7 @@ def test_a_second_network_of_the_same_activation_is_drawn_hollow() -> None:
 def test_levels_are_drawn_where_they_are_and_named() -> None:
     (axes,) = plots.profiles({"tanh": profile([-3.0, -2.0, -1.0, 0.0])}, float32=True, levels={"float16": -7.5}).axes
     heights = [line.get_ydata()[0] for line in axes.lines[-3:]]
-    assert heights == [layers.FLOAT32_NORMAL, layers.FLOAT32_LAST, -7.5]
+    assert heights == [figures.FLOAT32_NORMAL, figures.FLOAT32_LAST, -7.5]
     names = {text.get_text(): text.get_ha() for text in axes.texts}
     assert names == {"float32 loses digits below": "right", "float32 is 0 below": "right", "float16": "left"}
 

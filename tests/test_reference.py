@@ -176,7 +176,7 @@ def test_names_are_shown_as_one_would_write_them() -> None:
     package = api.Package("gradcourse")
     modules = package.modules
     assert package.call(modules["gradcourse.nn.network"], "mlp") == "gc.mlp"
-    assert package.call(modules["gradcourse.plots.layers"], "profiles") == "gc.plots.profiles"
+    assert package.call(modules["gradcourse.plots.figures"], "profiles") == "gc.plots.profiles"
     assert package.call(modules["gradcourse.nn.blocks"], "Residual") == "gc.nn.Residual"
     assert package.call(modules["gradcourse.nn.network"], "Stage") == "gradcourse.nn.network.Stage"
 
@@ -184,7 +184,7 @@ def test_names_are_shown_as_one_would_write_them() -> None:
 def test_what_a_package_hands_on_has_its_entry_where_it_is_defined(package) -> None:
     made = package(
         __init__="from PACKAGE.inner import f\n__all__ = ['f']",
-        inner='"""Words."""\nfrom PACKAGE.core import f\n__all__ = ["f"]',
+        inner='"""Words."""\nfrom PACKAGE import core\nfrom PACKAGE.core import f\n__all__ = ["core", "f"]',
         core='"""Words."""\n__all__ = ["f"]\ndef f():\n    """Words."""',
     )
     texts = {name.rpartition(".")[2]: api.module_text(made, module) for name, module in made.modules.items()}

@@ -177,7 +177,7 @@ class Package:
         found = set(self.modules)
         for module in self.modules.values():
             for name in module.public:
-                if (full := f"{module.name}.{name}") != self.defined(full):
+                if (full := f"{module.name}.{name}") in self.modules or full != self.defined(full):
                     continue
                 found.add(full)
                 if isinstance(node := module.definitions.get(name), ast.ClassDef):
@@ -390,7 +390,7 @@ def module_text(package: Package, module: Module) -> str:
         markdown(module.docstring, partial(package.find, module=module, hidden=frozenset({module.name}))),
     ]
     for name in module.public:
-        if package.defined(full := f"{module.name}.{name}") != full:
+        if (full := f"{module.name}.{name}") in package.modules or full != package.defined(full):
             continue
         match module.definitions.get(name):
             case ast.FunctionDef() | ast.AsyncFunctionDef() as node:

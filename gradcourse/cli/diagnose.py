@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradcourse._checks import known_name
-from gradcourse.cli.errors import Theirs, is_complaint
-from gradcourse.cli.output import check_picture, print_json, write_picture
+from gradcourse.cli.shared import Theirs, check_picture, is_complaint, print_json, write_picture
 from gradcourse.diagnosis import api
 
 __all__ = ["diagnose"]

@@ -5,9 +5,7 @@
 - `gradcourse claims` prints the course's claims and what was measured of them;
 - `gradcourse bench` times the measurements, and `gradcourse experiment NAME` records a long run.
 
-With `--json`, standard output is JSON and nothing else. Exit codes: 0 all well (for `diagnose`: no problem found); 1
-`diagnose` has findings; 2 wrong usage or input, in one line that says what to do; 3 the function that was given to
-`diagnose` raised an error itself, which is shown whole.
+With `--json`, standard output is JSON and nothing else. `gradcourse --help` lists the exit codes.
 
 >>> main(["profile", "--depth", "3", "--width", "20", "--activation", "relu", "--init", "he", "--seeds", "2", "--json"])
 {...}
@@ -62,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         return HEALTHY
     except Exception as error:
-        from gradcourse.cli.errors import Theirs, is_complaint
+        from gradcourse.cli.shared import Theirs, is_complaint
 
         if isinstance(error, Theirs):
             traceback.print_exception(error.__cause__)
@@ -75,20 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(
-        prog="gradcourse",
-        description="Gradient flow: measured, diagnosed, explained.",
-        epilog=EPILOG,
-        formatter_class=raw,
-    )
+    about = "Gradient flow: measured, diagnosed, explained."
+    parser = _Parser(prog="gradcourse", description=about, epilog=EPILOG, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, module: str, about: str, more: str = "") -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=about, description=f"{about}.", epilog=more or EPILOG, formatter_class=raw)
+        text = more + EPILOG
+        one = commands.add_parser(name, help=about, description=f"{about}.", epilog=text, formatter_class=raw)
         one.set_defaults(module=module, parser=one)
         return one
 
-    one = command("diagnose", "diagnose", "report on the gradient flow of a model of yours", EXAMPLE + EPILOG)
+    one = command("diagnose", "diagnose", "report on the gradient flow of a model of yours", EXAMPLE)
     one.add_argument("target", metavar="path.py:function", help="or module.name:function; called without arguments")
     one.add_argument("--json", action="store_true", help="print the report as JSON")
     one.add_argument("--picture", type=Path, metavar="FILE", help="write a figure too: .png, .svg, .pdf, ...")
@@ -103,15 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="print all layers as JSON")
     one.add_argument("--picture", type=Path, metavar="FILE", help="write a figure too: .png, .svg, .pdf, ...")
 
-    one = command("claims", "claims", "print the course's claims, and what was measured of them")
+    one = command("claims", "course", "print the course's claims, and what was measured of them")
     one.add_argument("--book", type=Path, metavar="FOLDER", help="read the notebooks there, not what is packaged")
     one.add_argument("--json", action="store_true", help="print them as JSON")
 
-    one = command("bench", "runs", "time the measurements against their alternatives, in one run")
+    one = command("bench", "course", "time the measurements against their alternatives, in one run")
     one.add_argument("cases", nargs="*", metavar="CASE", help="all where none is named; a wrong name lists them")
     one.add_argument("--json", type=Path, metavar="FILE", help="record the results, with their provenance")
 
-    one = command("experiment", "runs", "record a run too long for a notebook; it may be interrupted")
+    one = command("experiment", "course", "record a run too long for a notebook; it may be interrupted")
     one.add_argument("names", nargs="*", metavar="NAME", help="of the experiment; without one, all are listed")
     one.add_argument("--to", type=Path, metavar="FOLDER", help="where NAME.json goes (book/data, where it is there)")
     return parser

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gradcourse._checks import known_name, positive_integer
-from gradcourse.cli.output import check_picture, print_json, write_picture
+from gradcourse.cli.shared import check_picture, print_json, write_picture
 from gradcourse.course.intervals import estimate, interval
 from gradcourse.measure import gradients, jacobians
 from gradcourse.nn.activations import ACTIVATIONS
@@ -24,10 +24,10 @@ __all__ = ["Comparison", "compare", "profile"]
 
 SHORT_NAMES = {"glorot": "glorot_uniform", "he": "he_normal", "lecun": "lecun_normal"}
 QUANTITIES = {
-    "backward": "Jacobian of the output with respect to each layer's input",
-    "forward": "Jacobian of each layer's output with respect to the input",
-    "layer": "Jacobian of each layer's output with respect to its own input",
-    "gradient": "gradient of one example's loss with respect to each layer's input",
+    "backward": "log10 norm of the Jacobian of the output with respect to each layer's input",
+    "forward": "log10 norm of the Jacobian of each layer's output with respect to the input",
+    "layer": "log10 norm of the Jacobian of each layer's output with respect to its own input",
+    "gradient": "log10 norm of the gradient of one example's loss with respect to each layer's input",
 }
 EXAMPLES, CLASSES = 50, 10
 ROWS, COLUMNS = 21, 41  # of the picture in a terminal
@@ -78,20 +78,10 @@ class Comparison:
     measured: Profile
     predicted: Profile | None
 
-    @property
-    def about(self) -> str:
-        """What the numbers are."""
-        return f"log10 norm of the {QUANTITIES[self.quantity]}"
-
-    @property
-    def finite(self) -> bool:
-        """Whether every layer has a norm above zero."""
-        return bool(np.isfinite(self.measured.log10_norm).all())
-
     @cached_property
     def slope(self) -> tuple[float, float, float] | None:
         """Decades per layer, with the ends of the 95 % interval; `None` where a norm is zero or not finite."""
-        return interval(self.measured.slopes()) if self.finite else None
+        return interval(self.measured.slopes()) if np.isfinite(self.measured.log10_norm).all() else None
 
     @property
     def layers_per_decade(self) -> float | None:
@@ -109,11 +99,11 @@ class Comparison:
         found: dict[str, Any] = {
             "network": {"depth": depth, "width": self.width, "activation": self.activation, "init": self.init},
             "seeds": len(values),
-            "quantity": self.about,
+            "quantity": QUANTITIES[self.quantity],
             "layers": self.measured.layers,
             "predicted": None if predicted is None else predicted.log10_norm,
             "measured": values.mean(axis=0),
-            "interval": [interval(column)[1:] for column in values.T] if self.finite else [None] * depth,
+            "interval": [interval(column)[1:] for column in values.T] if self.slope else [None] * depth,
             "slope": None,
         }
         if self.slope is not None:
@@ -126,34 +116,31 @@ class Comparison:
 
     def plot(self) -> Any:
         """Returns the figure."""
-        from gradcourse.plots.layers import profiles
+        from gradcourse.plots import profiles
 
-        label, title = f"{self.activation}, {self.init}", f"{self.measured.depth} layers of {self.width}"
+        label = f"{self.activation}, {self.init}"
         predicted = None if self.predicted is None else {label: self.predicted}
-        return profiles({label: self.measured}, predicted, title=title, ylabel=r"$\log_{10}$ norm")
+        return profiles({label: self.measured}, predicted, title=f"{self.measured.depth} layers of {self.width}")
 
     def __str__(self) -> str:
         """A table with a picture: a line per layer, of many layers some, and the slope in words."""
         seeds, layers = len(self.measured.log10_norm), f"{self.measured.depth} layers of {self.width}"
         setting = f"{layers}, {self.activation}, {self.init}; {seeds} seed{'s' * (seeds > 1)}, {EXAMPLES} digits"
-        return "\n".join([setting, self.about, "", *self._picture(), "", *self._slope_in_words()])
+        return "\n".join([setting, QUANTITIES[self.quantity], "", *self._picture(), "", *self._slope_in_words()])
 
     def _picture(self) -> list[str]:
         values, names = self.measured.log10_norm, self.measured.layers
+        shown = np.unique(np.linspace(0, len(names) - 1, min(len(names), ROWS)).round().astype(int))
+        columns, legend = {"layer": [names[layer] for layer in shown]}, "o measured"
         drawn = {"o": values.mean(axis=0)}
         if self.predicted is not None:
+            columns["predicted"] = [f"{norm:z.2f}" for norm in self.predicted.log10_norm[shown]]
+            legend += ", | predicted by mean-field theory where it is elsewhere"
             drawn = {"|": self.predicted.log10_norm} | drawn
-        shown = np.unique(np.linspace(0, len(names) - 1, min(len(names), ROWS)).round().astype(int)).tolist()
-        scale, lines = _lines({sign: norms[shown] for sign, norms in drawn.items()}, np.stack([*drawn.values()]))
-        columns = {"layer": [names[layer] for layer in shown]}
-        if self.predicted is not None:
-            columns["predicted"] = [f"{drawn['|'][layer]:z.2f}" for layer in shown]
         columns["measured [95 %]" if len(values) > 1 else "measured"] = [
             estimate(one, "z.2f") if np.isfinite(one).all() else f"{one[0]}" for one in values.T[shown]
         ]
-        legend = "o measured" + ", | predicted by mean-field theory where it is elsewhere" * (
-            self.predicted is not None
-        )
+        scale, lines = _lines(drawn, shown)
         if left_out := len(names) - len(shown):
             legend += f"; {left_out} layers between these are not shown"
         return [*repr(Table.from_columns(columns | {scale: lines})).splitlines(), f"({legend})"]
@@ -171,14 +158,15 @@ class Comparison:
         return [line, f"a factor of ten is {'lost' if layers > 0 else 'gained'} every {abs(layers):.3g} layers {way}"]
 
 
-def _lines(norms: dict[str, np.ndarray], all_of_them: np.ndarray) -> tuple[str, list[str]]:
-    """The scale, and a line per layer that has each sign where its norm lies; later signs cover earlier ones."""
-    known = all_of_them[np.isfinite(all_of_them)]
+def _lines(drawn: dict[str, np.ndarray], shown: np.ndarray) -> tuple[str, list[str]]:
+    """The scale, and a line per layer shown that has each sign where its norm lies; later signs cover earlier ones."""
+    norms = np.stack([*drawn.values()])
+    known = norms[np.isfinite(norms)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
     width = max(high - low, 0.1)  # what is next to nothing is not drawn as if it were something
-    lines = np.full((len(next(iter(norms.values()))), COLUMNS), " ")
-    for sign, values in norms.items():
-        for line, value in zip(lines, values, strict=True):
+    lines = np.full((len(shown), COLUMNS), " ")
+    for sign, values in drawn.items():
+        for line, value in zip(lines, values[shown], strict=True):
             if np.isfinite(value):
                 line[round((value - low) / width * (COLUMNS - 1))] = sign
     return f"{low:z.1f}".ljust(COLUMNS - len(f"{high:z.1f}")) + f"{high:z.1f}", ["".join(line) for line in lines]

@@ -51,66 +51,32 @@ class Claim:
     text: str
 
 
-CLAIMS: tuple[Claim, ...] = (
-    Claim("C01", "Aly", "Deep belief nets get round the problem by stacking layers that were pretrained one by one."),
-    Claim(
-        "C02",
-        "Wikipedia, quoted by Aly",
-        "GPUs are so fast that plain back-propagation works for deep nets in spite of vanishing gradients.",
-    ),
-    Claim("C03", "Aly", "Why would a faster processor fix a derivative at all?"),
-    Claim(
-        "C04",
-        "Charlie Parker",
-        "Because many fast steps still move the early weights, although each gradient is small.",
-    ),
-    Claim(
-        "C05",
-        "Sangram",
-        "Early layers learn very slowly; more updates per hour make the problem go away to some extent.",
-    ),
-    Claim("C06", "Anu", "Fast matrix products have nothing to do with derivatives; initialisation matters more."),
-    Claim("C07", "Lucas", "Vanishing gradients force small learning rates, and so many small steps."),
-    Claim("C08", "Lucas", "For CNNs, going from sigmoid to rectified linear units probably had the largest effect."),
-    Claim(
-        "C09",
-        "Lucas",
-        "A weight's gradient is the gradient of the output, times the slope at the pre-activation, times the input.",
-    ),
-    Claim(
-        "C10",
-        "Lucas",
-        "The logistic function's derivative is near zero for large and small inputs; so its gradients vanish.",
-    ),
-    Claim("C11", "Lucas", "A rectifier's derivative is 0 for negative inputs and 1 for positive ones."),
-    Claim("C12", "Lucas", "Proper weight initialisation is another important contribution."),
-    Claim(
-        "C13",
-        "Hans-Peter Stoerr",
-        "A rectifier's gradient is often exactly zero, which is worse: an unlucky unit never changes.",
-    ),
-    Claim("C14", "Sunside", "Perhaps that is why leaky or noisy rectifiers are used."),
-    Claim("C15", "Charlie Parker", "If gradients are small already, a small learning rate only makes it worse."),
-    Claim(
-        "C16",
-        "Lucas, replying",
-        "Not all gradients are small; they shrink on the way back: small in some layers, large in others.",
-    ),
-    Claim(
-        "C17",
-        "Lucas, replying",
-        "With a large rate the layers with large gradients blow up, so the rate must be small.",
-    ),
-    Claim("C18", "Lucas, replying", "Several learning rates are another way, at the price of more hyper-parameters."),
-    Claim("C19", "runDOSrun", "The learning rate is mainly tied to the exploding gradient."),
-    Claim(
-        "C20",
-        "runDOSrun",
-        "Too small a rate does not prevent vanishing; it delays the effect because learning slows down.",
-    ),
-    Claim("C21", "runDOSrun", "The cause is the repeated nonlinearity and the multiplication by small numbers."),
-    Claim("C22", "runDOSrun", "The trend to smaller rates has to do with compute, not with vanishing."),
-)
+_CLAIMS = """\
+C01 | Aly | Deep belief nets get round the problem by stacking layers that were pretrained one by one.
+C02 | Wikipedia, quoted by Aly | GPUs are so fast that plain back-propagation works for deep nets in spite of \
+vanishing gradients.
+C03 | Aly | Why would a faster processor fix a derivative at all?
+C04 | Charlie Parker | Because many fast steps still move the early weights, although each gradient is small.
+C05 | Sangram | Early layers learn very slowly; more updates per hour make the problem go away to some extent.
+C06 | Anu | Fast matrix products have nothing to do with derivatives; initialisation matters more.
+C07 | Lucas | Vanishing gradients force small learning rates, and so many small steps.
+C08 | Lucas | For CNNs, going from sigmoid to rectified linear units probably had the largest effect.
+C09 | Lucas | A weight's gradient is the gradient of the output, times the slope at the pre-activation, times the input.
+C10 | Lucas | The logistic function's derivative is near zero for large and small inputs; so its gradients vanish.
+C11 | Lucas | A rectifier's derivative is 0 for negative inputs and 1 for positive ones.
+C12 | Lucas | Proper weight initialisation is another important contribution.
+C13 | Hans-Peter Stoerr | A rectifier's gradient is often exactly zero, which is worse: an unlucky unit never changes.
+C14 | Sunside | Perhaps that is why leaky or noisy rectifiers are used.
+C15 | Charlie Parker | If gradients are small already, a small learning rate only makes it worse.
+C16 | Lucas, replying | Not all gradients are small; they shrink on the way back: small in some layers, large in others.
+C17 | Lucas, replying | With a large rate the layers with large gradients blow up, so the rate must be small.
+C18 | Lucas, replying | Several learning rates are another way, at the price of more hyper-parameters.
+C19 | runDOSrun | The learning rate is mainly tied to the exploding gradient.
+C20 | runDOSrun | Too small a rate does not prevent vanishing; it delays the effect because learning slows down.
+C21 | runDOSrun | The cause is the repeated nonlinearity and the multiplication by small numbers.
+C22 | runDOSrun | The trend to smaller rates has to do with compute, not with vanishing.
+"""
+CLAIMS: tuple[Claim, ...] = tuple(Claim(*line.split(" | ")) for line in _CLAIMS.splitlines())
 
 
 @dataclass(frozen=True)
@@ -126,13 +92,17 @@ class Record:
     def __repr__(self) -> str:
         return f"{self.claim.id} {self.verdict}: {self.quantity} {self.measured} ({self.rule})"
 
+    def to_dict(self) -> dict[str, str]:
+        """Returns the record for JSON, the claim by its id."""
+        return vars(self) | {"claim": self.claim.id}
+
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         sentence = f"**{self.claim.id}** ({self.claim.who}): {self.claim.text}"
         return {
             "text/plain": repr(self),
             "text/markdown": f"{sentence}\n\nMeasured: {self.quantity} **{self.measured}**. "
             f"Verdict: **{self.verdict}** ({self.rule}).",
-            RECORD_MIME: vars(self) | {"claim": self.claim.id},
+            RECORD_MIME: self.to_dict(),
         }
 
 

@@ -1,8 +1,8 @@
 """Factorial experiments: what each factor does, alone and together with others, in a table of every combination.
 
 A table has one axis per factor and one entry per level along it; every combination is there once. Then the factors are
-independent by design, and effects are differences of averages. To have an interval, make one table per seed and take
-the statistic of each: `gradcourse.course.claims.interval` does the rest.
+independent by design, and effects are differences of averages. To have an interval, make one table per seed and give
+the statistic of each to `gradcourse.course.intervals.interval`.
 
 >>> trains = np.array([[0.0, 1.0], [1.0, 1.0]])  # either of two remedies is enough
 >>> main_effect(trains, 0)
@@ -24,9 +24,7 @@ from jaxtyping import Float
 __all__ = ["main_effect", "shapley_shares", "single_changes", "variance_components", "variance_shares"]
 
 
-def main_effect(
-    table: Float[np.ndarray, "..."], factor: int, *, start: int = 0, end: int = -1
-) -> float | Float[np.ndarray, "..."]:
+def main_effect(table: Float[np.ndarray, "..."], factor: int, *, start: int = 0, end: int = -1) -> float:
     """Returns by how much the average over all other factors grows as `factor` goes from level `start` to `end`."""
     levels = np.moveaxis(np.asarray(table, np.float64), factor, 0)
     return float(levels[end].mean() - levels[start].mean())

@@ -4,15 +4,13 @@
 '0.85 [0.83, 0.87]'
 """
 
-from math import isclose, sqrt
+from math import sqrt
 
 import numpy as np
 from jaxtyping import ArrayLike
 from scipy.stats import t as student_t
 
 __all__ = ["estimate", "interval"]
-
-ROUNDING = 1e-5  # what float32 may lose on its way through a network, relative; next to zero a tenth of it
 
 
 def interval(samples: ArrayLike) -> tuple[float, float, float]:
@@ -35,16 +33,15 @@ def interval(samples: ArrayLike) -> tuple[float, float, float]:
 
 
 def estimate(samples: ArrayLike, form: str = "z.3f") -> str:
-    """Returns the mean of the samples as text and, where they differ, its 95 % interval; `form` is that of each number.
+    """Returns the mean of the samples and its 95 % interval as text; `form` is the format of each number.
 
-    Samples that agree to the rounding of float32 are one number, whichever machine has computed them.
+    A single number has no interval. Several have one even where they agree: whether they do so exactly, or but for a
+    rounding, depends on the machine, and the text must not.
 
     >>> estimate(np.array([0.84, 0.85, 0.86]), ".2f")
     '0.85 [0.83, 0.87]'
-    >>> estimate(np.array([0.85, 0.85, 0.85 + 1e-9]), ".2f")
-    '0.85'
+    >>> estimate(0.85, ".2f"), estimate(np.array([0.85, 0.85]), ".2f")
+    ('0.85', '0.85 [0.85, 0.85]')
     """
     mean, low, high = interval(samples)
-    if isclose(low, high, rel_tol=ROUNDING, abs_tol=ROUNDING / 10):
-        return f"{mean:{form}}"
-    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+    return f"{mean:{form}}" if np.size(samples) == 1 else f"{mean:{form}} [{low:{form}}, {high:{form}}]"

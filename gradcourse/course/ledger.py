@@ -87,8 +87,7 @@ def _record(fields: dict[str, str]) -> Record:
 
 def as_json(measurement: Measurement) -> dict[str, Any]:
     """Returns the measurement in the form in which it is packaged."""
-    record = vars(measurement.record) | {"claim": measurement.record.claim.id}
-    return {"chapter": measurement.chapter, "cell": measurement.cell} | record
+    return {"chapter": measurement.chapter, "cell": measurement.cell} | measurement.record.to_dict()
 
 
 def table(entries: Iterable[Entry]) -> Table:

@@ -1,4 +1,4 @@
-"""What a recorded number depends on: the device, the versions, the day and the command.
+"""What a recorded number depends on: the device, the versions, the day and the command; and how a time is taken.
 
 >>> sorted(provenance("python -m gradcourse bench"))
 ['command', 'cores', 'date', 'device', 'driver', 'platform', 'python', 'system', 'versions']
@@ -7,7 +7,7 @@
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from textwrap import fill
@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["check_platform", "in_words", "provenance"]
+__all__ = ["check_platform", "in_words", "provenance", "seconds"]
 
 
 def provenance(command: str, *, packages: Sequence[str] = ()) -> dict[str, Any]:
@@ -51,6 +51,17 @@ def in_words(provenance: Mapping[str, Any]) -> str:
     versions = fill(", ".join(f"{package} {found}" for package, found in provenance["versions"].items()), 76)
     where = "{device}, {cores} cores, {system}, Python {python}".format(**provenance)
     return f"{where}\n{versions}\n{provenance['date']}: {provenance['command']}"
+
+
+def seconds(program: Callable[[], Any]) -> float:
+    """Returns how long `program` takes until its results are there; JAX returns before.
+
+    >>> seconds(lambda: jax.numpy.ones(3) + 1) > 0
+    True
+    """
+    start = time.perf_counter()
+    jax.block_until_ready(program())
+    return time.perf_counter() - start
 
 
 def _processor() -> str:

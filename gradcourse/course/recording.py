@@ -82,9 +82,8 @@ class Results:
                 f"{list(factors)}; accepted are factors of which each combination is recorded once."
             )
         found = self.of(quantity, **given)
-        return found[np.argsort([np.ravel_multi_index(place, sizes) for place in places])].reshape(
-            *sizes, *found.shape[1:]
-        )
+        order = sorted(range(len(places)), key=places.__getitem__)
+        return found[order].reshape(*sizes, *found.shape[1:])
 
     def write(self, path: str | Path) -> None:
         """Writes the results as JSON, one point a line; the file is put in place at the end, whole."""
@@ -131,19 +130,18 @@ class Experiment:
         versions: numbers from two machines are not mixed.
         """
         source = provenance(f"python -m gradcourse experiment {self.name}")
-        done = list(self._begun(path, source))
+        begun = {json.dumps(point["given"]): point for point in self._begun(path, source)}
+        done = {place: begun[place] for place in map(json.dumps, self.points) if place in begun}
         for number, given in enumerate(self.points, start=1):
-            if any(point["given"] == given for point in done):
+            if (place := json.dumps(given)) in done:
                 continue
             start = time.perf_counter()
             found = json_value(jax.device_get(dict(self.measure(**given))), digits=DIGITS, nan="nan")
             seconds = round(time.perf_counter() - start, 2)
-            done.append({"given": dict(given), "found": found, "seconds": seconds})
-            Results(self.name, self.about, source, tuple(done)).write(path)
+            done[place] = {"given": dict(given), "found": found, "seconds": seconds}
+            Results(self.name, self.about, source, tuple(done.values())).write(path)
             print(f"{self.name}: {number} of {len(self.points)}, {seconds:.0f} s: {given}", file=sys.stderr, flush=True)
-        order = {json.dumps(given): index for index, given in enumerate(self.points)}
-        done.sort(key=lambda point: order[json.dumps(point["given"])])
-        results = Results(self.name, self.about, source, tuple(done))
+        results = Results(self.name, self.about, source, tuple(done[place] for place in map(json.dumps, self.points)))
         results.write(path)
         return results
 
@@ -159,7 +157,7 @@ class Experiment:
         return apart
 
     def _begun(self, path: str | Path, source: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-        """The points that the file has already, without those that are no longer asked for."""
+        """The points that the file has already."""
         if not Path(path).exists():
             return ()
         results = Results.read(path)
@@ -171,7 +169,7 @@ class Experiment:
                     f"path={str(path)!r} was begun with {name} {results.provenance[name]}; here it is {source[name]}. "
                     "Go on there, or record into another file."
                 )
-        return tuple(point for point in results.points if any(point["given"] == given for given in self.points))
+        return results.points
 
 
 def grid(**values: Iterable[Any]) -> tuple[dict[str, Any], ...]:

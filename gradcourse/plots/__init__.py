@@ -4,10 +4,8 @@ One look for the whole book: measured values are points with a band over seeds, 
 activation has a colour and a marker of its own everywhere.
 """
 
-from gradcourse.plots.curves import costs, curves, slopes
-from gradcourse.plots.grids import heat_map, images
-from gradcourse.plots.layers import gain_split, layers_over_steps, profiles
-from gradcourse.plots.style import LOOK, STYLE, Figure, look
+from gradcourse.plots.figures import costs, curves, gain_split, heat_map, images, layers_over_steps, profiles, slopes
+from gradcourse.plots.style import LOOK, STYLE, Figure
 
 __all__ = [
     "LOOK",
@@ -19,7 +17,6 @@ __all__ = [
     "heat_map",
     "images",
     "layers_over_steps",
-    "look",
     "profiles",
     "slopes",
 ]

@@ -4,7 +4,8 @@ The colours keep a contrast of 3 to 1 on white, and their hues when the book's d
 here touches pyplot or matplotlib's global settings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
@@ -14,49 +15,34 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as _MatplotlibFigure
 
-__all__ = [
-    "DOTS_PER_INCH",
-    "INK",
-    "LOOK",
-    "MUTED",
-    "OTHERS",
-    "STYLE",
-    "Figure",
-    "Pen",
-    "blank",
-    "finish",
-    "look",
-    "pens",
-]
+__all__ = ["DOTS_PER_INCH", "INK", "LOOK", "MUTED", "OTHERS", "STYLE", "Figure", "Pen", "drawing", "finish", "pens"]
 
+DOTS_PER_INCH = 200  # drawn at twice the size at which they are shown
+INK = "#222222"
+MUTED = "#5f5f5f"
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
+    "text.color": INK,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 10,
     "axes.labelsize": 10,
-    "axes.edgecolor": "#444444",
-    "axes.labelcolor": "#222222",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    "axes.labelcolor": INK,
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), "#444444"),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e3e3e3",
     "grid.linewidth": 0.8,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "text.color": "#222222",
     "lines.linewidth": 1.8,
     "lines.markersize": 5.5,
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
 }
-DOTS_PER_INCH = 200  # drawn at twice the size at which they are shown
-INK, MUTED = "#222222", "#5f5f5f"
 
 # Colour and marker per activation. The hues come from the palettes of Okabe & Ito and of Paul Tol, darkened where
 # their contrast on white was below 3 to 1.
@@ -91,21 +77,12 @@ class Figure(_MatplotlibFigure):
         return picture.getvalue(), {"width": width, "height": height}
 
 
-def look(label: str, index: int = 0) -> tuple[str, str]:
-    """Returns colour and marker for a label: those of the activation it names, else the `index`-th of the spare ones.
-
-    >>> look("relu, He") == LOOK["relu"]
-    True
-    """
-    words = label.replace(",", " ").replace("(", " ").split()
-    return next((LOOK[word] for word in words if word in LOOK), OTHERS[index % len(OTHERS)])
-
-
-def blank(count: int, **shared: Any) -> tuple[Figure, Sequence[Axes]]:
-    """Returns a figure with so many empty panels in a row, and the panels; `shared` is what they share, as `sharey`."""
+@contextmanager
+def drawing(count: int = 1, *, height: float | None = None, **shared: Any) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Gives a figure with so many panels in a row, to be drawn on in this style; `shared` as `sharey=True`."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.0 if count == 1 else 3.4), layout="constrained")
-        return figure, np.ravel(figure.subplots(1, count, **shared)).tolist()
+        figure = Figure(figsize=(7.2, height or (4.0 if count == 1 else 3.4)), layout="constrained")
+        yield figure, np.ravel(figure.subplots(1, count, **shared)).tolist()
 
 
 @dataclass(frozen=True)
@@ -121,17 +98,10 @@ class Pen:
         if values.ndim > 1:
             axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=self.colour, alpha=0.22, linewidth=0)
             values = values.mean(axis=0)
-        axes.plot(
-            x,
-            values,
-            self.marker,
-            color=self.colour,
-            label=label,
-            markevery=max(1, len(x) // 40),
-            markerfacecolor="white" if self.second else self.colour,
-            markeredgecolor=self.colour if self.second or self.marker == "x" else "white",
-            markeredgewidth=1.2 if self.second or self.marker == "x" else 0.5,
-        )
+        face = "white" if self.second else self.colour
+        edge, width = (self.colour, 1.2) if self.second or self.marker == "x" else ("white", 0.5)
+        thin: dict[str, Any] = {"markevery": max(1, len(x) // 40), "mfc": face, "mec": edge, "mew": width}
+        axes.plot(x, values, self.marker, color=self.colour, label=label, **thin)
 
     def line(self, axes: Axes, x: Any, values: Any, label: str | None) -> None:
         """Draws a line."""
@@ -139,10 +109,15 @@ class Pen:
 
 
 def pens(labels: Sequence[str]) -> dict[str, Pen]:
-    """Returns a pen per label; the second of two that would look alike is told apart."""
+    """Returns a pen per label: that of the activation it names, or a spare one; the second of two alike is told apart.
+
+    >>> pens(["relu, He", "relu, Glorot"])["relu, Glorot"]
+    Pen(colour='#009e73', marker='^', second=True)
+    """
     found: dict[str, Pen] = {}
     for index, label in enumerate(dict.fromkeys(labels)):
-        pen = Pen(*look(label, index))
+        words = label.replace(",", " ").replace("(", " ").split()
+        pen = Pen(*next((LOOK[word] for word in words if word in LOOK), OTHERS[index % len(OTHERS)]))
         found[label] = replace(pen, second=pen in found.values())
     return found
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradcourse.cli.main import main
-from gradcourse.course.bench import cases, contenders, race, record, scan
+from gradcourse.course.bench import cases, contenders, race, record
 from gradcourse.measure.jacobians import backward_jacobian_norms
 from gradcourse.nn.network import cnn, mlp
 
@@ -97,9 +97,9 @@ def test_the_command_prints_a_table_and_records_where_it_came_from(monkeypatch, 
 
 
 SMALL_RECORDS = {
-    "depth_scan": partial(scan.depth_scan, depths=(2,), rounds=1),
-    "sweep_shares": partial(scan.sweep_shares, sizes=((4, 8),), rounds=1),
-    "matrix_product_peak": partial(scan.matrix_product_peak, size=64, rounds=1),
+    "depth_scan": partial(record.depth_scan, depths=(2,), rounds=1),
+    "sweep_shares": partial(record.sweep_shares, sizes=((4, 8),), rounds=1),
+    "matrix_product_peak": partial(record.matrix_product_peak, size=64, rounds=1),
 }
 
 

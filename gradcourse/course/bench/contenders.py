@@ -75,15 +75,15 @@ def plain_sweep(network: Network, params: Params, x: Float[Array, "batch *shape"
 
 def jax_jacrev_per_layer(network: Network, params: Params, x: Float[Array, "batch *shape"]) -> Norms:
     """Returns one `jax.jacrev` per layer, of the layers from there on: a program that grows with the depth squared."""
-    layers = network.layers(params)
+    layers = [partial(layer.apply, p) for layer, p in network.layers(params)]
 
     @jax.jit
     def run(x: Array) -> Array:
         h, norms = x, []
-        for index, (layer, p) in enumerate(layers):
-            jacobian = jax.vmap(jax.jacrev(partial(_rest, layers[index:])))(h)
+        for index, layer in enumerate(layers):
+            jacobian = jax.vmap(jax.jacrev(lambda h, rest=layers[index:]: _through(rest, h[None])[0]))(h)
             norms.append(jnp.sum(jnp.square(jacobian).reshape(len(x), -1), axis=1))
-            h = layer.apply(p, h)
+            h = layer(h)
         return jnp.stack(norms)
 
     return partial(run, x)
@@ -155,15 +155,10 @@ def torch_jacrev_per_layer(network: Network, params: Params, x: Float[Array, "ba
 
     layers, x_torch = _torch_layers(network, params), torch.from_numpy(np.array(x))
 
-    def rest(first: int, h: Any) -> Any:
-        for layer in layers[first:]:
-            h = layer(h)
-        return h
-
     def run() -> Any:
         h, norms = x_torch, []
         for index, layer in enumerate(layers):
-            jacobian = torch.func.vmap(torch.func.jacrev(partial(rest, index)))(h)
+            jacobian = torch.func.vmap(torch.func.jacrev(partial(_through, layers[index:])))(h)
             norms.append(jacobian.square().sum(dim=(1, 2)))
             h = layer(h)
         return torch.stack(norms)
@@ -185,8 +180,7 @@ def _torch_layers(network: Network, params: Params) -> list[Callable[[Any], Any]
     return [made(layer, p) for layer, p in network.layers(params)]
 
 
-def _rest(layers: list[tuple[Layer, Any]], h: Array) -> Array:
-    h = h[None]
-    for layer, p in layers:
-        h = layer.apply(p, h)
-    return h[0]
+def _through(layers: list[Callable[[Any], Any]], h: Any) -> Any:
+    for layer in layers:
+        h = layer(h)
+    return h

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcourse.course.timing import seconds
+from gradcourse.course.provenance import seconds
 from gradcourse.tables import Table
 
 __all__ = ["Row", "race", "table"]

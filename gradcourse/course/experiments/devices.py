@@ -21,9 +21,8 @@ from jaxtyping import Array
 from gradcourse.course.experiments._common import experiment
 from gradcourse.course.experiments.precision import matrix_product, with_products
 from gradcourse.course.experiments.speed import updated
-from gradcourse.course.provenance import check_platform
+from gradcourse.course.provenance import check_platform, seconds
 from gradcourse.course.recording import Experiment, grid
-from gradcourse.course.timing import seconds
 from gradcourse.measure.jacobians import backward_jacobian_norms
 from gradcourse.nn.network import Network, mlp
 from gradcourse.training.data import digits

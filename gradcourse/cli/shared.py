@@ -1,13 +1,29 @@
-"""How commands put their results out: JSON on standard output, figures in files."""
+"""What the commands share: JSON on standard output, figures in files, and whose an error is."""
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from gradcourse.tables import json_value
 
-__all__ = ["check_picture", "print_json", "write_picture"]
+__all__ = ["Theirs", "check_picture", "is_complaint", "print_json", "write_picture"]
+
+
+class Theirs(Exception):
+    """What the user's own code has raised, as its cause."""
+
+
+def is_complaint(error: BaseException) -> bool:
+    """Whether a function of this package has raised the error itself, to say what is wrong with what it was given.
+
+    What a library raises further down is none: either a model of the user's has called it, or a check of ours is
+    missing, and in both cases the whole traceback is what helps.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    ours = frame.f_globals.get("__name__", "").startswith("gradcourse.")
+    return ours and isinstance(error, ValueError | TypeError | FloatingPointError)
 
 
 def print_json(value: Any) -> None:
