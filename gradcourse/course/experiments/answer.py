@@ -28,7 +28,7 @@ from gradcourse.training.data import Dataset, digits
 from gradcourse.training.descent import descend
 from gradcourse.training.loop import accuracy, cross_entropy
 
-__all__ = ["EXPERIMENTS", "LEVELS", "LOOKS", "RATES", "SEEDS", "descended", "of_better_rate", "start", "trunk"]
+__all__ = ["EXPERIMENTS", "LEVELS", "LOOKS", "RATES", "descended", "of_better_rate", "start", "trunk"]
 
 CHANNELS, BATCH, SEEDS = 8, 16, 5
 LOOKS = (25, 100, 400)  # updates after which a network is looked at

@@ -217,7 +217,8 @@ def border_leak(size: int, seeds: int = 5) -> dict[str, Any]:
     return {"leak": logs["SAME"] - logs["CIRCULAR"]}
 
 
-WEIGHT_VARIANCES, BIAS_VARIANCE = (1.0, 1.3, 1.5, 1.76, 2.0, 2.5, 3.0, 4.0), 0.05
+WEIGHT_VARIANCES = (1.0, 1.3, 1.5, 1.76, 2.0, 2.5, 3.0, 4.0)
+BIAS_VARIANCE = 0.05
 
 
 def slopes_by_variance(

@@ -18,7 +18,7 @@ from gradcourse.training.data import digits
 from gradcourse.training.shapeset import Shapeset
 from gradcourse.training.sweeps import sweep
 
-__all__ = ["EXPERIMENTS"]
+__all__ = ["EXPERIMENTS", "learning_time", "train_on_shapeset"]
 
 WATCHED = 2000  # fresh images, the same for all runs, on which the error is measured
 BINS = 40  # of a histogram from -1 to 1

@@ -23,7 +23,7 @@ from gradcourse.training.loop import cross_entropy, train
 from gradcourse.training.optimizers import largest_stable_rate, layerwise, normalised_steps, scale_by_layer, singh_steps
 from gradcourse.training.sweeps import sweep
 
-__all__ = ["EXPERIMENTS"]
+__all__ = ["EXPERIMENTS", "edge_of_stability", "per_layer_rates", "rate_by_depth", "small_rates", "stable_rates"]
 
 WIDTH, EXAMPLES = 64, 256
 

@@ -19,7 +19,7 @@ from gradcourse.nn.network import Network, sequential
 from gradcourse.theory import meanfield
 from gradcourse.training.data import digits
 
-__all__ = ["EXPERIMENTS", "RECORD_NETS", "SCALED_TANH", "predicted_record_net", "record_network"]
+__all__ = ["EXPERIMENTS", "RECORD_NETS", "SCALED_TANH", "predicted_record_net", "record_net", "record_network"]
 
 RECORD_NETS: dict[int, tuple[int, ...]] = {
     1: (1000, 500),
