@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -33,12 +32,10 @@ from jaxtyping import Float
 
 from gradcourse.course.provenance import in_words, provenance
 from gradcourse.tables import json_value, numbers
-from gradcourse.training.data import digits
 
-__all__ = ["Experiment", "Results", "grid", "kept_digits"]
+__all__ = ["Experiment", "Results", "grid"]
 
 DIGITS = 6  # significant ones that are kept
-kept_digits = lru_cache(digits)  # most experiments measure on them, point after point
 MADE_BY = ("platform", "device", "versions")  # what all points of one file have in common
 
 

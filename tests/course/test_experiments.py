@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gradcourse.cli.main import main
-from gradcourse.course.experiments import EXPERIMENTS
+from gradcourse.course.experiments import EXPERIMENTS, _common
 from gradcourse.course.recording import Experiment, Results, grid
 
 DATA = Path(__file__).parents[2] / "book" / "data"
@@ -28,6 +28,13 @@ def test_a_slice_repeated_gives_what_is_recorded(experiment: Experiment) -> None
     apart = experiment.differences(results)
     assert apart
     assert max(apart.values()) < 0.01, apart
+
+
+def test_what_is_checked_is_the_first_point_with_the_given_values() -> None:
+    listed = partial(_common.experiment, powers, "small powers", grid(base=[2.0, 3.0], most=[4, 5]))
+    assert listed().check == {"base": 2.0, "most": 4}
+    assert listed(check={"base": 3.0}).check == {"base": 3.0, "most": 4}
+    assert (listed().name, listed(name="others").name) == ("powers", "others")
 
 
 def test_nothing_else_is_recorded() -> None:

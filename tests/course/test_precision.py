@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import gradcourse as gc
-from gradcourse.course.experiments import precision, profile_elsewhere, speed
+from gradcourse.course.experiments import devices, precision, speed
 from gradcourse.training.precision import with_reduced_products
 
 
 @pytest.mark.parametrize(
     ("measure", "arguments"),
     [
-        (profile_elsewhere.profile_on, ("float32", "highest")),
+        (devices.profile_on, ("float32", "highest")),
         (speed.escape_on, (1, 0)),
         (precision.product_error, ("highest", 4)),
         (precision.products_on, ("sigmoid", "highest")),

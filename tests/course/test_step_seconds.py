@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import gradcourse as gc
-from gradcourse.course.experiments import step_seconds as steps
+from gradcourse.course.experiments import devices as steps
 
 
 def test_operations_are_those_that_xla_counts() -> None:

@@ -9,8 +9,8 @@ import pytest
 import reference
 
 import gradcourse as gc
-from gradcourse.course.experiments.batch_growth import correlation_of_neighbours, slopes_along_a_line
 from gradcourse.course.experiments.normalisation import HalfBatchNorm, normalised_sigmoid, started
+from gradcourse.course.experiments.shortcuts import correlation_of_neighbours, slopes_along_a_line
 from gradcourse.nn.activations import resolve
 from gradcourse.theory.normalised import (
     batch_norm_rate,

@@ -2,35 +2,23 @@
 
 from gradcourse.course.experiments import (
     answer,
-    batch_growth,
     convolution,
-    deep_cnns,
+    devices,
     glorot,
     learning_rates,
     normalisation,
     precision,
     pretraining,
-    profile_elsewhere,
     record_nets,
     rectifiers,
     shortcuts,
     speed,
-    step_seconds,
 )
 from gradcourse.course.recording import Experiment
 
 __all__ = ["EXPERIMENTS"]
 
 # In the order of the chapters.
-MODULES = (
-    rectifiers,
-    glorot,
-    *(speed, step_seconds, profile_elsewhere, record_nets),
-    learning_rates,
-    pretraining,
-    convolution,
-    *(normalisation, shortcuts, deep_cnns, batch_growth),
-    precision,
-    answer,
-)
-EXPERIMENTS: dict[str, Experiment] = {one.name: one for module in MODULES for one in module.EXPERIMENTS}
+FIRST = rectifiers, glorot, speed, devices, record_nets, learning_rates
+LATER = pretraining, convolution, normalisation, shortcuts, precision, answer
+EXPERIMENTS: dict[str, Experiment] = {one.name: one for module in FIRST + LATER for one in module.EXPERIMENTS}

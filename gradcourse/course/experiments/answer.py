@@ -16,33 +16,22 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gradcourse._checks import known_name
-from gradcourse.course.recording import Experiment, grid, kept_digits
+from gradcourse.course.experiments._common import experiment
+from gradcourse.course.recording import Experiment, grid
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.nn.blocks import Block, Residual
 from gradcourse.nn.convolutions import Conv
 from gradcourse.nn.layers import Dense, Flatten, Layer, Pointwise
 from gradcourse.nn.network import Network, Params, sequential
 from gradcourse.nn.normalisation import BatchNorm
-from gradcourse.training.data import Dataset
+from gradcourse.training.data import Dataset, digits
 from gradcourse.training.descent import descend
 from gradcourse.training.loop import accuracy, cross_entropy
 
-__all__ = [
-    "EXPERIMENTS",
-    "LEVELS",
-    "LOOKS",
-    "RATES",
-    "descended",
-    "of_better_rate",
-    "profile",
-    "start",
-    "training",
-    "trunk",
-]
+__all__ = ["EXPERIMENTS", "LEVELS", "LOOKS", "RATES", "descended", "of_better_rate", "start", "trunk"]
 
 CHANNELS, BATCH, SEEDS = 8, 16, 5
-# Updates after which a network is looked at.
-LOOKS = (25, 100, 400)
+LOOKS = (25, 100, 400)  # updates after which a network is looked at
 WATCHED = 500  # training images that are looked at
 MEASURED = 100  # training images at which profiles are taken
 
@@ -55,8 +44,7 @@ LEVELS: dict[str, tuple[Any, ...]] = {
     "optimizer": ("sgd", "adam"),
     "init": ("standard", "glorot", "matched"),
 }
-# The learning rates of each optimiser.
-RATES: dict[str, tuple[float, ...]] = {"sgd": (0.03, 0.3), "adam": (0.001, 0.01)}
+RATES: dict[str, tuple[float, ...]] = {"sgd": (0.03, 0.3), "adam": (0.001, 0.01)}  # of each optimiser
 # The gain sigma_w that keeps the gradient's mean square where the slope is steepest; of the rectifier, on average.
 MATCHED = {"sigmoid": 4.0, "tanh": 1.0, "relu": 2**0.5}
 
@@ -101,6 +89,12 @@ def start(activation: str, init: str, normalisation: str, depth: int, *, key: PR
     return (first, {index: scaled(layer) for index, layer in pairs.items()}, *rest)
 
 
+def _drawn(activation: str, init: str, normalisation: str, depth: int, seeds: int) -> tuple[list[Params], Array]:
+    """Each seed's fresh parameters, and its key for the minibatches; all cells share them."""
+    draws, batches = (jax.random.split(key, seeds) for key in jax.random.split(jax.random.key(11)))
+    return [start(activation, init, normalisation, depth, key=key) for key in draws], batches
+
+
 def training(
     activation: str,
     init: str,
@@ -117,36 +111,18 @@ def training(
     `"accuracy"`, `(seed, rate, look)`: on 500 training images after so many updates; `"test_accuracy"`, `(seed, rate)`:
     of whole runs, on the 360 test images at the end. Seeds share draws and minibatches over all cells.
     """
-    init_key, train_key = jax.random.split(jax.random.key(11))
-    draws = [
-        start(activation, init, normalisation, depth, key=key) for key in jax.random.split(init_key, SEEDS)[:seeds]
-    ]
+    network, data = trunk(activation, normalisation, shortcut, depth), digits(images=True)
+    draws, keys = _drawn(activation, init, normalisation, depth, seeds)
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
-    seen, tested = _trained(
-        trunk(activation, normalisation, shortcut, depth),
-        params,
-        jax.random.split(train_key, SEEDS)[:seeds],
-        jnp.asarray(RATES[optimizer]),
-        jnp.asarray(optimizer == "adam"),
-        tuple(looks),
-        kept_digits(images=True),
-    )
-    found = {"accuracy": seen}
-    if looks[-1] == LOOKS[-1]:
-        found["test_accuracy"] = tested
-    return found
+    rates, adaptive = jnp.asarray(RATES[optimizer]), jnp.asarray(optimizer == "adam")
+    seen, tested = _trained(network, params, keys, rates, adaptive, tuple(looks), data)
+    return {"accuracy": seen} | ({"test_accuracy": tested} if looks[-1] == LOOKS[-1] else {})
 
 
 @partial(jax.jit, static_argnums=(0, 5))
 def _trained(
-    network: Network,
-    params: Params,
-    keys: Array,
-    rates: Float[Array, " rate"],
-    adaptive: Bool[Array, ""],
-    looks: tuple[int, ...],
-    data: Dataset,
-) -> tuple[Float[Array, "seed rate _"], Float[Array, "seed rate"]]:
+    network: Network, params: Params, keys: Array, rates: Array, adaptive: Array, looks: tuple[int, ...], data: Dataset
+) -> tuple[Float[Array, "seed rate look"], Float[Array, "seed rate"]]:
     """One run after another, for many kernels at once are slower on a CPU; one program for both optimisers."""
 
     def run(draw: Params, key: PRNGKeyArray, rate: Array) -> tuple[Array, Array]:
@@ -167,22 +143,16 @@ def _trained(
 
 
 def descended(
-    params: Any,
-    mean: Any,
-    square: Any,
-    gradient: Any,
-    step: Int[Array, ""],
-    rate: Float[Array, ""],
-    adaptive: Bool[Array, ""],
+    params: Any, mean: Any, square: Any, grad: Any, step: Int[Array, ""], rate: Float[Array, ""], adam: Bool[Array, ""]
 ) -> tuple[Any, Any, Any]:
-    """Returns parameters and running means after an update by plain descent or, if `adaptive`, by Adam.
+    """Returns parameters and running means after an update by plain descent or, if so, by `adam`.
 
-    Adam is optax's (Kingma and Ba, 2015). `step` counts from 0. Which of the two it is need not be
-    known when the program is compiled.
+    That is optax's (Kingma and Ba, 2015). `step` counts from 0. Which of the two it is need not be known when the
+    program is compiled.
     """
     with jax.numpy_dtype_promotion("standard"):  # which optax's Adam needs
-        adam, state = optax.scale_by_adam().update(gradient, optax.ScaleByAdamState(step, mean, square))
-    moved = jax.tree.map(lambda p, a, g: p - rate * jnp.where(adaptive, a, g), params, adam, gradient)
+        scaled, state = optax.scale_by_adam().update(grad, optax.ScaleByAdamState(step, mean, square))
+    moved = jax.tree.map(lambda p, a, g: p - rate * jnp.where(adam, a, g), params, scaled, grad)
     return moved, state.mu, state.nu
 
 
@@ -194,15 +164,11 @@ def profile(
     `"gradient"`, `(seed, pair)`: log10 of the root mean square over 100 training images of the norm of the gradient of
     the loss with respect to the trunk's activations there. Draws are those of `training`.
     """
-    network = trunk(activation, normalisation, shortcut, depth)
-    x, y = kept_digits(images=True).x_train[:MEASURED], kept_digits(images=True).y_train[:MEASURED]
-    init_key, _ = jax.random.split(jax.random.key(11))
-    found = []
-    for key in jax.random.split(init_key, SEEDS)[:seeds]:
-        params = start(activation, init, normalisation, depth, key=key)
-        norms = activation_gradient_norms(network, params, x, y)
-        found.append(norms.log10_norm[1 : depth // 2 + 2])
-    return {"gradient": np.stack(found)}
+    network, data = trunk(activation, normalisation, shortcut, depth), digits(images=True)
+    measured = data.x_train[:MEASURED], data.y_train[:MEASURED]
+    draws, _ = _drawn(activation, init, normalisation, depth, seeds)
+    norms = [activation_gradient_norms(network, params, *measured).log10_norm for params in draws]
+    return {"gradient": np.stack(norms)[:, 1 : depth // 2 + 2]}
 
 
 def of_better_rate(accuracy: Float[np.ndarray, "*cell seed rate look"]) -> Float[np.ndarray, "*cell seed look"]:
@@ -212,23 +178,20 @@ def of_better_rate(accuracy: Float[np.ndarray, "*cell seed rate look"]) -> Float
 
 
 _CELLS = grid(**LEVELS)
-_NETWORKS = grid(**{name: levels for name, levels in LEVELS.items() if name != "optimizer"})
-
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment(
-        "ablation",
-        "A convolutional network trained on digits, every combination of six factors, five seeds, two rates each",
+    experiment(
         training,
+        "A convolutional network trained on digits, every combination of six factors, five seeds, two rates each",
         _CELLS,
+        name="ablation",
         check=dict(zip(LEVELS, (4, "relu", "none", "none", "sgd", "matched"), strict=True)),
         cheaper={"looks": (25,), "seeds": 1},
     ),
-    Experiment(
-        "ablation_profiles",
-        "The gradient through the same networks at initialisation, five seeds",
+    experiment(
         profile,
-        _NETWORKS,
-        check=_NETWORKS[0],
+        "The gradient through the same networks at initialisation, five seeds",
+        grid(**{name: levels for name, levels in LEVELS.items() if name != "optimizer"}),
+        name="ablation_profiles",
         cheaper={"seeds": 1},
     ),
 )

@@ -1,14 +1,17 @@
 """Chapter 8: what convolutions do to gradients, which variances train, and very deep convolutional networks."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
+from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from gradcourse._checks import positive_integer
+from gradcourse.course.experiments._common import experiment, fresh, mean_losses
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.measure.jacobians import backward_jacobian_norms
 from gradcourse.nn.convolutions import Conv
@@ -23,22 +26,19 @@ from gradcourse.training.loop import accuracy, train
 from gradcourse.training.sweeps import over_seeds
 
 __all__ = [
+    "ARCHITECTURES",
+    "BIAS_VARIANCE",
     "EXPERIMENTS",
+    "WEIGHT_VARIANCES",
     "border_leak",
-    "deep_profiles",
-    "drift_by_sharing",
     "over_twenty",
     "scaled",
-    "slopes_at_start",
-    "slopes_by_variance",
     "small_digits",
-    "trainable_depth",
     "twenty_layers",
     "vanilla_cnn",
     "very_deep",
     "weights_only",
 ]
-
 
 DEEP_BIAS_VARIANCE = 1e-9
 
@@ -80,21 +80,12 @@ def trainable_depth(depth: int, sigma_w2: float, rate: float, seed: int, steps: 
 
     Every 50 updates of 32 digits: the mean minibatch `loss` since, and the `accuracy` on 500 training digits.
     """
-    data = digits()
-    init_key, key = jax.random.split(jax.random.key(seed))
     network = mlp(64, [300] * depth, 10, activation="tanh", init=gaussian(1.0, 0.05**0.5))
-    history = train(
-        network,
-        scaled(network.init(key=init_key), sigma_w2**0.5),
-        data,
-        optax.sgd,
-        learning_rate=rate,
-        steps=steps,
-        every=50,
-        watch=(data.x_train[:500], data.y_train[:500]),
-        key=key,
-    )[1]
-    return {"loss": np.asarray(history.batch_loss).reshape(-1, 50).mean(axis=1), "accuracy": history.accuracy[1:]}
+    (params, key), data = fresh(network, seed), digits()
+    settings: Any = {"steps": steps, "every": 50, "watch": (data.x_train[:500], data.y_train[:500]), "key": key}
+    start = scaled(params, sigma_w2**0.5)
+    _, history = train(network, start, data, optax.sgd, learning_rate=rate, **settings)
+    return {"loss": mean_losses(history, 50), "accuracy": history.accuracy[1:]}
 
 
 def scaled(params: Params, factor: float) -> Params:
@@ -108,10 +99,7 @@ def weights_only(rate: Any) -> optax.GradientTransformation:
     In `vanilla_cnn` activations are tiny and differ from image to image, while a bias moves the outputs of all images
     alike: the biases alone would say how large a rate may be.
     """
-
-    def kinds(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key, params)
-
+    kinds = partial(jax.tree_util.tree_map_with_path, lambda path, _: path[-1].key)
     return optax.partition({"weight": optax.sgd(rate), "bias": optax.set_to_zero()}, kinds)
 
 
@@ -121,27 +109,18 @@ def very_deep(depth: int, init: str, rate: float, seed: int, updates: int = 200)
     `loss` is the mean over every 10 updates; every 100 updates, `train_accuracy` on 360 training images and
     `test_accuracy` on the 360 of the test set.
     """
+    start, key = fresh(vanilla_cnn(depth, init), seed)
+    network, data = vanilla_cnn(depth, "gaussian"), small_digits()  # whatever the draw, programs are of one network
+    few = data.x_train[:16], data.y_train[:16]  # for ten thousand layers of them are kept
+    settings: Any = {"batch_size": 16, "steps": updates, "every": 100, "watch": few, "observe": _accuracies}
+    _, history = train(network, start, data, weights_only, learning_rate=rate / depth, key=key, **settings)
+    train_accuracy, test_accuracy = (values[1:] for values in history.observed)
+    return {"loss": mean_losses(history, 10), "train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
+
+
+def _accuracies(network: Network, params: Params, *watched: Any) -> tuple[Array, ...]:
     data = small_digits()
-    init_key, key = jax.random.split(jax.random.key(seed))
-    network = vanilla_cnn(depth, "gaussian")  # whatever the draw, the programs are those of one network
-    run: Any = vanilla_cnn(depth, init).init(key=init_key)
-    seen: dict[str, list[Any]] = {"loss": [], "train_accuracy": [], "test_accuracy": []}
-    for block in range(updates // 100):
-        run, history = train(
-            network,
-            run,
-            data,
-            weights_only,
-            learning_rate=rate / depth,
-            batch_size=16,
-            steps=100,
-            watch=(data.x_train[:16], data.y_train[:16]),  # few: ten thousand layers of them are kept
-            key=None if block else key,
-        )
-        seen["loss"] += np.asarray(history.batch_loss).reshape(-1, 10).mean(axis=1).tolist()
-        seen["train_accuracy"].append(accuracy(network, run.params, data.x_train[:360], data.y_train[:360]))
-        seen["test_accuracy"].append(accuracy(network, run.params, data.x_test, data.y_test))
-    return seen
+    return tuple(accuracy(network, params, x[:360], y[:360]) for x, y in (data[:2], data[2:]))
 
 
 def deep_profiles(depth: int, init: str, seeds: int = 5) -> dict[str, Any]:
@@ -154,7 +133,7 @@ def deep_profiles(depth: int, init: str, seeds: int = 5) -> dict[str, Any]:
     network, data = vanilla_cnn(depth, "gaussian"), small_digits()
     places = np.unique(np.linspace(0, depth, min(depth, 40) + 1).astype(int))
     logs, outputs = [], []
-    for key in jax.random.split(jax.random.key(0), 5)[:seeds]:
+    for key in jax.random.split(jax.random.key(0), seeds):
         params = vanilla_cnn(depth, init).init(key=key)
         profile = backward_jacobian_norms(network, params, data.x_train[:2])
         logs.append(profile.log10_norm[1 + places] - profile.log10_norm[1 + depth])
@@ -166,23 +145,32 @@ ARCHITECTURES = ("dense", "local", "circular", "zero padding")
 SCALES = {"standard": 1 / 3, "variance 1/n": 1.0, "variance 2/n": 2.0}  # times the fan-in
 
 
+def equal_layers(
+    architecture: str, activation: str, depth: int, init: Initializer, shape: tuple[int, int, int]
+) -> list[Layer]:
+    """Returns `depth` layers of 8 channels on such images, or of as many dense units, as one of `ARCHITECTURES`."""
+    if architecture == "dense":
+        return [Flatten(), *[Dense(8 * prod(shape[:2]), activation, initializer=init)] * depth]
+    if architecture == "local":
+        return [*[LocallyConnected(8, activation, initializer=init)] * depth, Flatten()]
+    padding = "SAME" if architecture == "zero padding" else "CIRCULAR"
+    return [*[Conv(8, activation, padding=padding, initializer=init)] * depth, Flatten()]
+
+
 def twenty_layers(architecture: str, activation: str, *, sigma_w: float = 1.0) -> Network:
     """Returns twenty equal layers for digits, 512 units each, as one of `ARCHITECTURES`, and a readout."""
-    init = gaussian(sigma_w)
-    if architecture == "dense":
-        hidden: list[Layer] = [Flatten(), *[Dense(512, activation, initializer=init)] * 20]
-    elif architecture == "local":
-        hidden = [*[LocallyConnected(8, activation, initializer=init)] * 20, Flatten()]
-    else:
-        padding = "SAME" if architecture == "zero padding" else "CIRCULAR"
-        hidden = [*[Conv(8, activation, padding=padding, initializer=init)] * 20, Flatten()]
-    return sequential((8, 8, 1), [*hidden, Dense(10, initializer=init)])
+    shape, init = (8, 8, 1), gaussian(sigma_w)
+    return sequential(shape, [*equal_layers(architecture, activation, 20, init, shape), Dense(10, initializer=init)])
 
 
 def over_twenty(architecture: str, profile: Profile) -> np.ndarray:
     """Returns the log10 norms at the inputs of `twenty_layers` and at their top, 21 of them, `(*sample, place)`."""
-    first = 1 if architecture == "dense" else 0  # it flattens before its layers, not after
+    first = _first(architecture)
     return profile.log10_norm[..., first : first + 21]
+
+
+def _first(architecture: str) -> int:
+    return 1 if architecture == "dense" else 0  # dense networks flatten before their layers, not after
 
 
 def slopes_at_start(architecture: str, activation: str, init: str, seeds: int = 5) -> dict[str, Any]:
@@ -191,11 +179,10 @@ def slopes_at_start(architecture: str, activation: str, init: str, seeds: int = 
     `log10_norm` are the norms from the first layer's input to the top, `lost` the decades that each layer loses.
     Weights are Gaussian, of a variance in `SCALES` over the fan-in.
     """
-    network, norms, lost = twenty_layers(architecture, activation), [], []
-    for key in jax.random.split(jax.random.key(0), 5)[:seeds]:
+    network, first, norms, lost = twenty_layers(architecture, activation), _first(architecture), [], []
+    for key in jax.random.split(jax.random.key(0), seeds):
         params = scaled(network.init(key=key), SCALES[init] ** 0.5)
         profile = backward_jacobian_norms(network, params, digits(images=True).x_train[:4])
-        first = 1 if architecture == "dense" else 0
         norms.append(over_twenty(architecture, profile))
         lost.append(profile.slopes(first=first + 1, last=first + 20))
     return {"log10_norm": np.stack(norms), "lost": np.array(lost)}
@@ -207,17 +194,11 @@ def drift_by_sharing(layer: str, seeds: int = 10) -> dict[str, Any]:
     The `layer` is `"dense"`, `"local"` or `"convolution"`, 8 channels on 4 by 4 pixels. `log10_norm` is
     `(seed, place)`, at the input of every twentieth of the layers, from the first one's on.
     """
-    init, shape, depth = gaussian(1.0), (4, 4, 8), 200
-    if layer == "dense":
-        hidden: list[Layer] = [Flatten(), *[Dense(128, initializer=init)] * depth]
-    elif layer == "local":
-        hidden = [*[LocallyConnected(8, initializer=init)] * depth, Flatten()]
-    else:
-        hidden = [*[Conv(8, padding="CIRCULAR", initializer=init)] * depth, Flatten()]
-    network, x = sequential(shape, [*hidden, Dense(1)]), jnp.ones((1, *shape))
-    logs = over_seeds(backward_jacobian_norms, network, x, seeds=seeds, key=jax.random.key(2)).log10_norm
-    first = 1 if layer == "dense" else 0
-    return {"log10_norm": logs[:, first : first + depth : 20] - logs[:, [-1]]}
+    shape, first = (4, 4, 8), _first(layer)
+    network = sequential(shape, [*equal_layers(layer, "identity", 200, gaussian(1.0), shape), Dense(1)])
+    x, key = jnp.ones((1, *shape)), jax.random.key(2)
+    logs = over_seeds(backward_jacobian_norms, network, x, seeds=seeds, key=key).log10_norm
+    return {"log10_norm": logs[:, first : first + 200 : 20] - logs[:, [-1]]}
 
 
 def border_leak(size: int, seeds: int = 5) -> dict[str, Any]:
@@ -236,7 +217,8 @@ def border_leak(size: int, seeds: int = 5) -> dict[str, Any]:
     return {"leak": logs["SAME"] - logs["CIRCULAR"]}
 
 
-WEIGHT_VARIANCES, BIAS_VARIANCE = (1.0, 1.3, 1.5, 1.76, 2.0, 2.5, 3.0, 4.0), 0.05
+WEIGHT_VARIANCES = (1.0, 1.3, 1.5, 1.76, 2.0, 2.5, 3.0, 4.0)
+BIAS_VARIANCE = 0.05
 
 
 def slopes_by_variance(
@@ -253,7 +235,7 @@ def slopes_by_variance(
         conv = Conv(32, "tanh", padding="CIRCULAR", initializer=init)
         network = sequential((8, 8, 1), [*[conv] * 30, Flatten(), Dense(3, initializer=init)])
     x, change = x.reshape(2, *network.input_shape), []
-    for key in jax.random.split(jax.random.key(5), 5)[:seeds]:
+    for key in jax.random.split(jax.random.key(5), seeds):
         params = network.init(key=key)
         profiles = [backward_jacobian_norms(network, scaled(params, w**0.5), x) for w in weight_variances]
         change.append([-2 * float(profile.slopes(first=10, last=30)) for profile in profiles])
@@ -275,60 +257,51 @@ PLANE = (  # where a rate ten times smaller might do better, it is tried, too
     *grid(depth=[120], sigma_w2=[1.76, 2.5, 4.0], rate=[0.001], seed=[0]),
 )
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment(
-        "trainable_depth",
-        "Dense tanh networks of 300 units trained on digits, from the ordered to the chaotic side",
+    experiment(
         trainable_depth,
+        "Dense tanh networks of 300 units trained on digits, from the ordered to the chaotic side",
         PLANE,
-        check={"depth": 10, "sigma_w2": 1.3, "rate": 0.01, "seed": 0},
+        check={"sigma_w2": 1.3},
         cheaper={"steps": 50},
     ),
-    Experiment(
-        "slopes_at_start",
-        "Decades of gradient lost per layer before training: architecture, activation, initialisation",
+    experiment(
         slopes_at_start,
+        "Decades of gradient lost per layer before training: architecture, activation, initialisation",
         grid(architecture=ARCHITECTURES, activation=["sigmoid", "tanh", "relu"], init=SCALES),
         check={"architecture": "circular", "activation": "tanh", "init": "variance 1/n"},
         cheaper={"seeds": 1},
     ),
-    Experiment(
-        "drift_by_sharing",
-        "Gradient norms along two hundred linear layers: dense, locally connected, convolutional",
+    experiment(
         drift_by_sharing,
+        "Gradient norms along two hundred linear layers: dense, locally connected, convolutional",
         grid(layer=["dense", "local", "convolution"]),
         check={"layer": "convolution"},
         cheaper={"seeds": 1},
     ),
-    Experiment(
-        "border_leak",
-        "What zero padding leaves of gradients, on images of 4, 8 and 16 pixels a side",
+    experiment(
         border_leak,
+        "What zero padding leaves of gradients, on images of 4, 8 and 16 pixels a side",
         grid(size=[4, 8, 16]),
-        check={"size": 4},
         cheaper={"seeds": 1},
     ),
-    Experiment(
-        "slopes_by_variance",
-        "Change of the gradient norm per layer against the weight variance, dense and convolutional",
+    experiment(
         slopes_by_variance,
+        "Change of the gradient norm per layer against the weight variance, dense and convolutional",
         grid(architecture=["dense", "convolutional"]),
         check={"architecture": "convolutional"},
         cheaper={"seeds": 1, "weight_variances": WEIGHT_VARIANCES[:2]},
     ),
-    Experiment(
-        "deep_profiles",
-        "Gradient norms along plain convolutional tanh networks of 10 to 10,000 layers, and outputs, before training",
+    experiment(
         deep_profiles,
+        "Gradient norms along plain convolutional tanh networks of 10 to 10,000 layers, and outputs, before training",
         grid(depth=[10, 100, 1000, 10_000], init=INITS),
-        check={"depth": 10, "init": "delta_orthogonal"},
         cheaper={"seeds": 1},
     ),
-    Experiment(
-        "very_deep",
-        "Plain convolutional tanh networks of 10 to 10,000 layers trained on digits",
+    experiment(
         very_deep,
+        "Plain convolutional tanh networks of 10 to 10,000 layers trained on digits",
         DEEP,
-        check={"depth": 10, "init": "delta_orthogonal", "rate": 0.1, "seed": 0},
+        check={"rate": 0.1},
         cheaper={"updates": 100},
     ),
 )

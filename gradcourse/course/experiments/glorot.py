@@ -10,6 +10,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from gradcourse.course.experiments._common import experiment
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.nn.initializers import resolve
 from gradcourse.nn.network import Network, Params, mlp
@@ -17,7 +18,7 @@ from gradcourse.training.data import digits
 from gradcourse.training.shapeset import Shapeset
 from gradcourse.training.sweeps import sweep
 
-__all__ = ["EXPERIMENTS", "hidden_values", "learning_time", "train_on_shapeset"]
+__all__ = ["EXPERIMENTS", "learning_time", "train_on_shapeset"]
 
 WATCHED = 2000  # fresh images, the same for all runs, on which the error is measured
 BINS = 40  # of a histogram from -1 to 1
@@ -50,25 +51,17 @@ def train_on_shapeset(
     data = Shapeset()
     network = mlp(1024, [width] * depth, 9, activation=activation, init=init)
     watch = data.batch(WATCHED, key=jax.random.key(4))
-    runs, history = sweep(
-        network,
-        data,
-        optax.sgd,
-        learning_rates=[learning_rate],
-        seeds=seeds,
-        steps=steps,
-        batch_size=10,
-        every=min(every, steps),
-        watch=watch,
-        key=jax.random.key(2010),
-    )
+    settings: Any = {"seeds": seeds, "steps": steps, "every": min(every, steps), "batch_size": 10, "watch": watch}
+    key = jax.random.key(2010)
+    runs, history = sweep(network, data, optax.sgd, learning_rates=[learning_rate], key=key, **settings)
     kept = slice(steps // every + 1)  # a run that is cut short has only the first snapshot in common with a whole one
-    units = {"mean": "mean", "deviation": "spread", "saturated": "saturated"}
-    hidden = {name: getattr(history.units, kind)[:, 0, kept, :depth] for name, kind in units.items()}
+    units: Any = history.units
     found = {
         "error": 1 - history.accuracy[:, 0, kept],
         "loss": history.loss[:, 0, kept],
-        **hidden,
+        "mean": units.mean[:, 0, kept, :depth],
+        "deviation": units.spread[:, 0, kept, :depth],
+        "saturated": units.saturated[:, 0, kept, :depth],
         "weight_gradient": history.parameter_gradient.log10_norm[:, 0, kept, :depth],
         "first_losses": history.batch_loss[:, 0, :FIRST],
     }
@@ -78,24 +71,8 @@ def train_on_shapeset(
     return found
 
 
-def hidden_values(
-    network: Network, params: Params, x: Float[Array, "batch *shape"]
-) -> tuple[Float[Array, "layer batch *output"], ...]:
-    """Returns the activations of every layer, one array per stage of equal layers.
-
-    >>> network = mlp(3, [4, 4], 2)
-    >>> [values.shape for values in hidden_values(network, network.init(key=jax.random.key(0)), jnp.ones((5, 3)))]
-    [(1, 5, 4), (1, 5, 4), (1, 5, 2)]
-    """
-
-    def step(layer: Any, p: Any, h: Array) -> tuple[Array, Array]:
-        return (h := layer.apply(p, h)), h
-
-    return tuple(network.scan(step, params, x)[1])
-
-
 def _histograms(network: Network, x: Array, params: Params) -> Float[Array, "layer bin"]:
-    *hidden, _ = hidden_values(network, params, x)
+    _, (*hidden, _) = network.scan(lambda layer, p, h: (layer.apply(p, h),) * 2, params, x)
     values = jnp.concatenate([stage.reshape(len(stage), -1) for stage in hidden])
     counts = jax.vmap(lambda one: jnp.histogram(one, bins=BINS, range=(-1, 1))[0])(values)
     return counts / values.shape[1]
@@ -112,7 +89,7 @@ def learning_time(
     solution. `"updates"`, `(seed, rate)`, counts the updates until the excess over the least-squares loss is 5 % of
     what a network of zero output has; infinite where it takes more than `most`, or diverges.
     """
-    target = whitened_solution(digits().x_train, digits().y_train, 32)
+    target = whitened_solution(*digits()[:2], 32)
     keys = jax.random.split(jax.random.key(2014), seeds)
     return {"updates": _learning_times(init, depth, most, jnp.asarray(rates), keys, target)}
 
@@ -158,51 +135,39 @@ def _learning_times(
     return lax.map(lambda key: lax.map(lambda rate: one(key, rate), rates), keys)
 
 
-ROWS = (
-    ("softsign", "standard"),
-    ("softsign", "glorot_uniform"),
-    ("tanh", "standard"),
-    ("tanh", "glorot_uniform"),
-    ("sigmoid", "standard"),
-)
-
-_TABLE = tuple({"activation": name, "init": init, "learning_rate": 0.03} for name, init in ROWS)
 _SIGMOIDS = {"activation": ["sigmoid"], "init": ["standard"]}
-_FIGURE_2 = grid(**_SIGMOIDS, learning_rate=[0.1], depth=[4, 5], width=[200], steps=[20_000], every=[1000])
-_ESCAPE = grid(**_SIGMOIDS, learning_rate=[1.0, 0.1], depth=[4], width=[100], steps=[300_000], every=[10_000])
-_TIMES = grid(init=["lecun_normal", "orthogonal"], depth=[2, 4, 8, 16, 32])
-
+_SHORT = {"steps": FIRST, "seeds": 1}
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment(
-        "table1_reduced",
+    experiment(
+        train_on_shapeset,
         "five hidden layers of 100 units on Shapeset, five seeds, 100,000 updates",
-        train_on_shapeset,
-        _TABLE,
-        check=_TABLE[0],
-        cheaper={"steps": FIRST, "seeds": 1},
+        (
+            *grid(activation=["softsign", "tanh"], init=["standard", "glorot_uniform"], learning_rate=[0.03]),
+            *grid(**_SIGMOIDS, learning_rate=[0.03]),
+        ),
+        name="table1_reduced",
+        cheaper=_SHORT,
     ),
-    Experiment(
-        "figure2",
+    experiment(
+        train_on_shapeset,
         "four and five hidden layers of 200 sigmoid units on Shapeset, 20,000 updates",
-        train_on_shapeset,
-        _FIGURE_2,
-        check=_FIGURE_2[0],
-        cheaper={"steps": FIRST, "seeds": 1},
+        grid(**_SIGMOIDS, learning_rate=[0.1], depth=[4, 5], width=[200], steps=[20_000], every=[1000]),
+        name="figure2",
+        cheaper=_SHORT,
     ),
-    Experiment(
-        "figure2_escape",
+    experiment(
+        train_on_shapeset,
         "four hidden layers of 100 sigmoid units on Shapeset, 300,000 updates",
-        train_on_shapeset,
-        _ESCAPE,
-        check=_ESCAPE[0],
-        cheaper={"steps": FIRST, "seeds": 1},
+        grid(**_SIGMOIDS, learning_rate=[1.0, 0.1], depth=[4], width=[100], steps=[300_000], every=[10_000]),
+        name="figure2_escape",
+        cheaper=_SHORT,
     ),
-    Experiment(
-        "depth_independence",
-        "updates that deep linear networks need to learn whitened digits",
+    experiment(
         learning_time,
-        _TIMES,
-        check=_TIMES[5],
+        "updates that deep linear networks need to learn whitened digits",
+        grid(init=["lecun_normal", "orthogonal"], depth=[2, 4, 8, 16, 32]),
+        name="depth_independence",
+        check={"init": "orthogonal"},
         cheaper={"rates": HALVINGS[:2]},
     ),
 )

@@ -11,12 +11,13 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from gradcourse.course.recording import Experiment
+from gradcourse.course.experiments._common import experiment, fresh
+from gradcourse.course.recording import Experiment, grid
 from gradcourse.measure.curvature import sharpness
 from gradcourse.measure.gradients import parameter_gradient_norms
 from gradcourse.nn.initializers import Initializer
 from gradcourse.nn.network import Network, Params, mlp
-from gradcourse.training.data import Dataset, digits
+from gradcourse.training.data import digits
 from gradcourse.training.descent import descend
 from gradcourse.training.loop import cross_entropy, train
 from gradcourse.training.optimizers import largest_stable_rate, layerwise, normalised_steps, scale_by_layer, singh_steps
@@ -24,19 +25,11 @@ from gradcourse.training.sweeps import sweep
 
 __all__ = ["EXPERIMENTS", "edge_of_stability", "per_layer_rates", "rate_by_depth", "small_rates", "stable_rates"]
 
-WIDTH = 64
-EXAMPLES = 256
-
-
-def _digits(dtype: str = "float32") -> Dataset:
-    return Dataset(*(part.astype(dtype) if jnp.issubdtype(part.dtype, jnp.floating) else part for part in digits()))
+WIDTH, EXAMPLES = 64, 256
 
 
 def _network(activation: str, init: str, depth: int, scale: float = 1.0) -> Network:
     return mlp(64, [WIDTH] * depth, 10, activation=activation, init=Initializer(init, scale))
-
-
-# ---- The largest stable rate
 
 
 def _warmed(rate: Any) -> optax.GradientTransformation:
@@ -60,7 +53,7 @@ def stable_rates(
     still, and `others_than_smallest`, with that of the smallest; and stable rates: `clipped` with gradients of a norm
     of at most 1, and `warmed` with a rate that grows for the first 50 steps.
     """
-    network, data = _network(activation, init, depth, scale), _digits()
+    network, data = _network(activation, init, depth, scale), digits()
     x, y = data.x_train[:EXAMPLES], data.y_train[:EXAMPLES]
     key = jax.random.key(6)
     params = network.draws(seeds, key=key)
@@ -80,10 +73,10 @@ def _limits(network: Network, by_layer: bool, params: Params, keys: Array, x: Ar
 
     def curvature(params: Params, key: PRNGKeyArray, moving: Bool[Array, " layer"]) -> Array:
         # One program for all choices of layers: the others' parameters are held where they are.
-        flags = _by_stage(network, moving)
+        flags = network.parted(moving)  # per stage, one for each of its layers
 
         def moved(shift: Params) -> Array:
-            return loss(jax.tree.map(lambda p, s, m: p + _along(m, p) * s, params, shift, flags))
+            return loss(tuple(map(_partly_moved, params, shift, flags)))
 
         return sharpness(moved, jax.tree.map(jnp.zeros_like, params), key=key).value
 
@@ -93,28 +86,18 @@ def _limits(network: Network, by_layer: bool, params: Params, keys: Array, x: Ar
         if by_layer:
             alone = jnp.eye(network.depth, dtype=bool)
             blocks = lax.map(lambda moving: curvature(params, key, moving), alone)
-            without = lax.map(
-                lambda still: curvature(params, key, ~alone[still]), jnp.stack([blocks.argmax(), blocks.argmin()])
-            )
-            found |= {"blocks": blocks, "others": without[0], "others_than_smallest": without[1]}
+            still = alone[jnp.stack([blocks.argmax(), blocks.argmin()])]
+            others, others_than_smallest = lax.map(lambda still: curvature(params, key, ~still), still)
+            found |= {"blocks": blocks, "others": others, "others_than_smallest": others_than_smallest}
             found |= {"clipped": border(params, _clipped), "warmed": border(params, _warmed)}
         return found
 
     return lax.map(one, (params, keys))
 
 
-def _by_stage(network: Network, flags: Bool[Array, " layer"]) -> tuple[dict[str, Bool[Array, " repeats"]], ...]:
-    """One flag per layer in the form of the parameters."""
-    starts = np.cumsum([stage.repeats for stage in network.stages])[:-1]
-    return tuple({"weight": part, "bias": part} for part in jnp.split(flags, starts))
-
-
-def _along(flags: Array, leaf: Array) -> Array:
-    """The flags of a stack's layers as an array that multiplies the stack."""
-    return flags.reshape(flags.shape + (1,) * (leaf.ndim - 1))
-
-
-# ---- Small rates
+def _partly_moved(stage: dict[str, Any], shift: dict[str, Any], moving: Array) -> dict[str, Any]:
+    """A stage's parameters, shifted in the layers that are `moving`."""
+    return jax.tree.map(lambda p, s: p + moving.reshape(moving.shape + (1,) * (p.ndim - 1)) * s, stage, shift)
 
 
 def small_rates(
@@ -127,36 +110,22 @@ def small_rates(
     `first_step`, log10 of the first layer's update relative to its weights. `moved`, `(seed,)`, is how far the first
     layer's weights are from where they began, relative to their norm there. Only the first `1 / shorter` is run.
     """
-    network, data = _network("sigmoid", "standard", 3), _digits()
+    network, data = _network("sigmoid", "standard", 3), digits()
     every = round(time / rate / looks)
+    settings: Any = {"batch_size": batch_size, "steps": every * (looks // shorter), "every": every, "progress": False}
     found: dict[str, list[Any]] = {"loss": [], "lost": [], "first_step": [], "moved": []}
     for seed in range(seeds):
-        init_key, key = jax.random.split(jax.random.key(seed))
-        start = network.init(key=init_key)
-        run, history = train(
-            network,
-            start,
-            data,
-            optax.sgd,
-            learning_rate=rate,
-            batch_size=batch_size,
-            steps=every * (looks // shorter),
-            every=every,
-            watch=(data.x_train, data.y_train),
-            key=key,
-            progress=False,
-        )
-        first = start[0]["weight"][0]
+        start, key = fresh(network, seed)
+        watch = data.x_train, data.y_train
+        run, history = train(network, start, data, optax.sgd, learning_rate=rate, watch=watch, key=key, **settings)
+        first, begun = (params[0]["weight"][0] for params in (run.params, start))
         found["loss"].append(history.loss)
         found["lost"].append(history.activation_gradient.slopes(first=1, last=3))
         found["first_step"].append(history.update_to_weight.log10_norm[:, 0])
-        found["moved"].append(jnp.linalg.norm(run.params[0]["weight"][0] - first) / jnp.linalg.norm(first))
+        found["moved"].append(jnp.linalg.norm(first - begun) / jnp.linalg.norm(begun))
     if shorter > 1:  # where it ends is not what is recorded
         del found["moved"]
     return found
-
-
-# ---- The edge of stability
 
 
 def edge_of_stability(rate: float, *, looks: int = 60, time: float = 300.0, seeds: int = 5) -> dict[str, Any]:
@@ -164,7 +133,7 @@ def edge_of_stability(rate: float, *, looks: int = 60, time: float = 300.0, seed
 
     Two tanh layers of 64 learn the indicators of 256 digits, centred and halved, by mean squared error.
     """
-    network, data = _network("tanh", "glorot_uniform", 2), _digits()
+    network, data = _network("tanh", "glorot_uniform", 2), digits()
     x, y = data.x_train[:EXAMPLES], jax.nn.one_hot(data.y_train[:EXAMPLES], 10)
     params = network.draws(seeds, key=jax.random.key(15))
     between = round(time / rate / 60)
@@ -189,13 +158,6 @@ def _edge(
     return lax.map(lambda start: descend(update, start, at, look)[1], params)
 
 
-# ---- One rate per layer
-
-
-def _by_layer(rule: Callable[[Any], optax.GradientTransformation]) -> Callable[[Any], optax.GradientTransformation]:
-    return lambda rate: layerwise(rule(rate))
-
-
 def _mup(rate: Any) -> optax.GradientTransformation:
     """Plain descent with muP's rates: of the first layer times its fan-out, of the readout over its fan-in."""
 
@@ -213,9 +175,9 @@ METHODS: dict[str, tuple[Callable[[Any], optax.GradientTransformation], tuple[fl
     "Singh": (singh_steps, (0.1, 0.5, 2.0)),
     "Adam": (optax.adam, (0.001, 0.003, 0.01)),
     "sign": (optax.sign_sgd, (0.0003, 0.001, 0.003)),
-    "LAMB": (_by_layer(optax.lamb), (0.003, 0.01, 0.03)),
+    "LAMB": (lambda rate: layerwise(optax.lamb(rate)), (0.003, 0.01, 0.03)),
     "normalised": (normalised_steps, (0.003, 0.01, 0.03)),
-    "Muon": (_by_layer(optax.contrib.muon), (0.03, 0.1)),
+    "Muon": (lambda rate: layerwise(optax.contrib.muon(rate)), (0.03, 0.1)),
 }
 
 
@@ -227,25 +189,14 @@ def per_layer_rates(method: str, depth: int, dtype: str, *, steps: int = 4000, s
     """
     optimizer, rates = METHODS[method]
     with jax.enable_x64(dtype == "float64"):
-        data, network = _digits(dtype), _network("sigmoid", "standard", depth)
-        _, history = sweep(
-            network,
-            data,
-            optimizer,
-            learning_rates=rates,
-            seeds=seeds,
-            steps=steps,
-            watch=(data.x_test, data.y_test),
-            key=jax.random.key(13),
-            progress=False,
-        )
+        data, network = digits(), _network("sigmoid", "standard", depth)
+        settings: Any = {"seeds": seeds, "steps": steps, "watch": (data.x_test, data.y_test), "progress": False}
+        _, history = sweep(network, data, optimizer, learning_rates=rates, key=jax.random.key(13), **settings)
         found = {"loss": history.batch_loss[:, :, :50]}
         if steps > 50:
             found["accuracy"] = history.accuracy[:, :, -1]
         return jax.device_get(found)
 
-
-# ---- Rate against depth
 
 RATES = tuple(round(10 ** (power / 2), 5) for power in range(-6, 3))
 DEPTHS = (2, 3, 4, 6, 8, 10)
@@ -259,85 +210,57 @@ def rate_by_depth(
     It is infinite where the run has diverged. `DEPTHS` are numbers of layers, the readout included; all nets of one
     seed have the same first layers.
     """
-    data, network = _digits(), _network(activation, init, DEPTHS[-1] - 1)
-    _, history = sweep(
-        network,
-        data,
-        optax.sgd,
-        learning_rates=rates,
-        depths=DEPTHS,
-        seeds=seeds,
-        steps=steps,
-        watch=(data.x_train, data.y_train),
-        key=jax.random.key(106),
-        progress=False,
-    )
+    data, network = digits(), _network(activation, init, DEPTHS[-1] - 1)
+    settings: Any = {"seeds": seeds, "steps": steps, "watch": (data.x_train, data.y_train), "progress": False}
+    key = jax.random.key(106)
+    _, history = sweep(network, data, optax.sgd, learning_rates=rates, depths=DEPTHS, key=key, **settings)
     return {"first_losses": history.batch_loss[..., :20]} | ({"loss": history.final_loss} if steps > 20 else {})
 
 
-SCHEMES: tuple[dict[str, Any], ...] = (
+SCHEMES = (
     {"activation": "sigmoid", "init": "standard", "scale": 1.0},
     {"activation": "tanh", "init": "glorot_uniform", "scale": 1.0},
     {"activation": "relu", "init": "he_normal", "scale": 1.0},
     {"activation": "relu", "init": "he_normal", "scale": 2.0},
 )
-_STABLE = tuple(
-    {**scheme, "depth": depth, "by_layer": depth == 6} for scheme in SCHEMES for depth in (1, 2, 3, 4, 6, 8)
-)
-_SMALL = (
-    *({"rate": rate, "batch_size": 32} for rate in (0.64, 0.32, 0.16, 0.08, 0.04)),
-    *({"rate": 0.64, "batch_size": size} for size in (128, 512)),
-)
-_EDGE = tuple({"rate": rate} for rate in (0.1, 0.2, 0.4))
 # A step of Muon takes many times as long as one of the others.
-_STEPS = {method: 1000 if method == "Muon" else 4000 for method in METHODS}
 _BY_LAYER = tuple(
-    {"method": name, "depth": depth, "dtype": dtype, "steps": _STEPS[name]}
+    {"method": name, "depth": depth, "dtype": dtype, "steps": 1000 if name == "Muon" else 4000}
     for dtype, names, depths in (("float32", METHODS, (6, 12)), ("float64", ("normalised", "Muon"), (12,)))
     for depth in depths
     for name in names
 )
-_GRID = ({"activation": "sigmoid", "init": "standard"}, {"activation": "relu", "init": "he_normal"})
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment(
-        "stable_rates",
-        "Sharpness and largest stable rate of fresh networks, by depth and activation, five seeds each",
+    experiment(
         stable_rates,
-        _STABLE,
-        check=_STABLE[0],
+        "Sharpness and largest stable rate of fresh networks, by depth and activation, five seeds each",
+        tuple(scheme | {"depth": depth, "by_layer": depth == 6} for scheme in SCHEMES for depth in (1, 2, 3, 4, 6, 8)),
         cheaper={"seeds": 1},
     ),
-    Experiment(
-        "small_rates",
-        "Three sigmoid layers trained on digits for the same rate times steps, five seeds each",
+    experiment(
         small_rates,
-        _SMALL,
-        check=_SMALL[0],
+        "Three sigmoid layers trained on digits for the same rate times steps, five seeds each",
+        (*grid(rate=[0.64, 0.32, 0.16, 0.08, 0.04], batch_size=[32]), *grid(rate=[0.64], batch_size=[128, 512])),
         cheaper={"shorter": 10, "seeds": 1},
     ),
-    Experiment(
-        "edge_of_stability",
-        "Sharpness of a tanh network along full-batch descent, five seeds each",
+    experiment(
         edge_of_stability,
-        _EDGE,
-        check=_EDGE[2],
+        "Sharpness of a tanh network along full-batch descent, five seeds each",
+        grid(rate=[0.1, 0.2, 0.4]),
+        check={"rate": 0.4},
         cheaper={"looks": 6, "seeds": 1},
     ),
-    Experiment(
-        "per_layer_rates",
-        "Sigmoid networks trained with one rate per layer, five seeds and several base rates each",
+    experiment(
         per_layer_rates,
+        "Sigmoid networks trained with one rate per layer, five seeds and several base rates each",
         _BY_LAYER,
-        check=_BY_LAYER[0],
         cheaper={"steps": 50, "seeds": 1},
     ),
-    Experiment(
-        "rate_by_depth",
-        "Training loss over learning rate and depth, five seeds each",
+    experiment(
         rate_by_depth,
-        _GRID,
-        check=_GRID[0],
+        "Training loss over learning rate and depth, five seeds each",
+        ({"activation": "sigmoid", "init": "standard"}, {"activation": "relu", "init": "he_normal"}),
         cheaper={"rates": RATES[:1], "steps": 20, "seeds": 1},
     ),
 )

@@ -6,33 +6,21 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from gradcourse._checks import known_name
-from gradcourse.course.recording import Experiment, grid, kept_digits
+from gradcourse.course.experiments._common import all_runs, experiment
+from gradcourse.course.recording import Experiment, grid
 from gradcourse.nn.blocks import Block
 from gradcourse.nn.layers import Activated, Dense, Layer
 from gradcourse.nn.network import Network, Params, sequential
 from gradcourse.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, WeightStandardised, at_inference
 from gradcourse.theory.normalised import centring_gain
-from gradcourse.training.data import Dataset
-from gradcourse.training.loop import accuracy, train
+from gradcourse.training.data import digits
 
-__all__ = [
-    "EXPERIMENTS",
-    "HIDDEN",
-    "RATES",
-    "HalfBatchNorm",
-    "all_runs",
-    "normalised_once",
-    "normalised_sigmoid",
-    "normalised_sigmoids",
-    "started",
-]
+__all__ = ["EXPERIMENTS", "HIDDEN", "RATES", "HalfBatchNorm", "normalised_once", "normalised_sigmoid", "started"]
 
 WIDTH = 64
-PARTS = ("centre", "scale")
 
 
 @dataclass(frozen=True)
@@ -54,7 +42,7 @@ class HalfBatchNorm(Activated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known_name("part", self.part, PARTS)
+        known_name("part", self.part, ("centre", "scale"))
 
     @property
     def couples_examples(self) -> bool:
@@ -67,9 +55,6 @@ class HalfBatchNorm(Activated):
         if self.part == "centre":
             return h - h.mean(axis=axes, keepdims=True)
         return h * jax.lax.rsqrt(jnp.square(h).mean(axis=axes, keepdims=True) + 1e-5)
-
-
-# ---- The sigmoid, normalised
 
 
 def _block(layer: Layer) -> Layer:
@@ -103,7 +88,7 @@ def started(way: str, depth: int, *, key: Any) -> tuple[Network, Params]:
     network = normalised_sigmoid(way, depth)
     if way != "batch norm once":
         return network, network.init(key=key)
-    return network, normalised_once(normalised_sigmoid("batch norm", depth), kept_digits().x_train, key=key)
+    return network, normalised_once(normalised_sigmoid("batch norm", depth), digits().x_train, key=key)
 
 
 def normalised_once(normalised: Network, x: Array, *, key: Any) -> Params:
@@ -123,47 +108,6 @@ def normalised_once(normalised: Network, x: Array, *, key: Any) -> Params:
 RATES = (0.1, 0.3, 1.0)
 
 
-def all_runs(
-    begin: Callable[[Any], tuple[Network, Params]],
-    data: Dataset,
-    rates: Sequence[float],
-    seeds: int,
-    steps: int,
-    every: int,
-    many: Callable[..., Any] = jax.vmap,
-) -> dict[str, Any]:
-    """What plain descent finds every `every` updates, each list with the axes (rate, seed, time).
-
-    All runs are one program: side by side under `jax.vmap`, one after another under `in_turn`.
-    """
-
-    def one(rate: Any, start: Params, key: Any) -> tuple[Any, Any, Any]:
-        watch = data.x_test, data.y_test
-        settings: Any = {"learning_rate": rate, "steps": steps, "every": every, "watch": watch, "key": key}
-        run, history = train(network, start, data, optax.sgd, **settings)
-        return run.params, history.accuracy[1:], history.batch_loss.reshape(-1, every).mean(axis=1)
-
-    keys = [jax.random.split(jax.random.key(seed)) for seed in range(seeds)]
-    network = begin(keys[0][0])[0]
-    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[begin(key)[1] for key, _ in keys])
-    batch_keys = jnp.stack([key for _, key in keys])
-    each_rate, each_seed = jnp.repeat(jnp.asarray(rates), seeds), jnp.tile(jnp.arange(seeds), len(rates))
-    every_start, every_key = jax.tree.map(lambda leaf: leaf[each_seed], (starts, batch_keys))
-    params, accuracies, losses = jax.jit(many(one))(each_rate, every_start, every_key)
-    found = {"loss": losses, "test_accuracy": accuracies}
-    if network.couples_examples and steps > 3 * every:  # a run that is cut short has no end in common with a whole one
-        found["inference_accuracy"] = jax.jit(jax.vmap(lambda p: _at_inference(network, p, data)[None]))(params)
-    return {name: values.reshape(len(rates), seeds, -1) for name, values in found.items()}
-
-
-def _at_inference(network: Network, params: Params, data: Dataset) -> Array:
-    """The test accuracy with the training images' statistics, NaN with `HalfBatchNorm`, which has no fixed ones."""
-    fixed, fixed_params = at_inference(network, params, data.x_train)
-    if fixed.couples_examples:
-        return jnp.full((), jnp.nan)
-    return accuracy(fixed, fixed_params, data.x_test, data.y_test)
-
-
 def normalised_sigmoids(
     way: str, depth: int, rates: Sequence[float] = RATES, seeds: int = 5, steps: int = 1000, every: int = 100
 ) -> dict[str, Any]:
@@ -172,19 +116,19 @@ def normalised_sigmoids(
     `loss`: mean over the last `every` minibatches; `test_accuracy`: with the statistics of the batch of all test
     images; `inference_accuracy`: at the end, with those of the training images, fixed.
     """
-    return all_runs(lambda key: started(way, depth, key=key), kept_digits(), rates, seeds, steps, every)
+    network = normalised_sigmoid(way, depth)
+    return all_runs(network, lambda key: started(way, depth, key=key)[1], digits(), rates, seeds, steps, every)
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment(
-        "normalised_sigmoids",
-        "Deep sigmoid networks on digits, normalised in nine ways",
+    experiment(
         normalised_sigmoids,
+        "Deep sigmoid networks on digits, normalised in nine ways",
         (
             *grid(depth=[12], way=HIDDEN),
             *grid(depth=[20], way=["standard", "Glorot", "centred", "scaled", "batch norm", "batch norm once"]),
         ),
-        check={"depth": 12, "way": "batch norm"},
+        check={"way": "batch norm"},
         cheaper={"rates": RATES[:1], "seeds": 1, "steps": 100},
     ),
 )

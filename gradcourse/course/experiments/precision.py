@@ -13,29 +13,18 @@ from jaxtyping import Array, Float
 
 from gradcourse._checks import known_name
 from gradcourse._logdomain import dot
+from gradcourse.course.experiments._common import experiment, fresh
 from gradcourse.course.provenance import check_platform
-from gradcourse.course.recording import Experiment, grid, kept_digits
+from gradcourse.course.recording import Experiment, grid
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.nn.layers import Dense
 from gradcourse.nn.network import Network, mlp
+from gradcourse.training.data import digits
 from gradcourse.training.formats import vanishing_point
-from gradcourse.training.mixed_precision import Dynamic, train_in
+from gradcourse.training.mixed_precision import Descent, Dynamic, train_in
 from gradcourse.training.precision import gradient_in
 
-__all__ = [
-    "DEPTHS",
-    "EXPERIMENTS",
-    "KEPT",
-    "ON_DEVICE",
-    "WAYS",
-    "kept_weights",
-    "matrix_product",
-    "product_error",
-    "products_on",
-    "reach_on",
-    "sign_descent",
-    "with_products",
-]
+__all__ = ["AWAY", "DEPTHS", "EXPERIMENTS", "KEPT", "ON_DEVICE", "WAYS", "matrix_product", "with_products"]
 
 SEEDS = range(5)
 DEPTHS = range(4, 15)
@@ -54,12 +43,11 @@ KEPT: dict[str, dict[str, Any]] = {
 }
 
 
-def _descended(network: Any, optimizer: Any, seed: int, **settings: Any) -> Any:
+def _descended(network: Network, optimizer: Any, rate: float, seed: int, **settings: Any) -> Descent:
     """A run of `train_in` from a fresh draw, watched on the first 500 training images."""
-    init_key, key = jax.random.split(jax.random.key(seed))
-    data = kept_digits()
-    watch = data.x_train[:500], data.y_train[:500]
-    return train_in(network, network.init(key=init_key), data, optimizer, watch=watch, key=key, **settings)
+    (params, key), data = fresh(network, seed), digits()
+    settings |= {"learning_rate": rate, "watch": (data.x_train[:500], data.y_train[:500]), "key": key}
+    return train_in(network, params, data, optimizer, **settings)
 
 
 def sign_descent(hidden: int, way: str, seed: int, steps: int = 2000, every: int = 100) -> dict[str, Any]:
@@ -69,14 +57,14 @@ def sign_descent(hidden: int, way: str, seed: int, steps: int = 2000, every: int
     `skipped` are the loss scale at the end and the number of steps left out.
     """
     network = mlp(64, [64] * hidden, 10, activation="sigmoid", init="standard")
-    run = _descended(network, optax.sign_sgd, seed, learning_rate=1e-3, steps=steps, every=every, **WAYS[way])
+    run = _descended(network, optax.sign_sgd, 1e-3, seed, steps=steps, every=every, **WAYS[way])
     return {"loss": run.loss, "scale": run.scale[-1], "skipped": run.skipped[-1]}
 
 
 def kept_weights(way: str, seed: int, steps: int = 3000, every: int = 300) -> dict[str, Any]:
     """Returns `loss` and `accuracy` of five tanh layers of 64, Glorot's weights, in plain descent at 0.003."""
     network = mlp(64, [64] * 5, 10, activation="tanh", init="glorot_uniform")
-    run = _descended(network, optax.sgd, seed, learning_rate=3e-3, steps=steps, every=every, **KEPT[way])
+    run = _descended(network, optax.sgd, 3e-3, seed, steps=steps, every=every, **KEPT[way])
     return {"loss": run.loss, "accuracy": run.accuracy}
 
 
@@ -121,11 +109,9 @@ class _DenseOnDevice(Dense):
     products: str
 
     def linear(self, weight: Array, h: Array) -> Array:
-        """Returns `h @ weight`."""
         return matrix_product(h, weight, self.products)
 
     def transpose(self, weight: Array, v: Array, shape: tuple[int, ...]) -> Array:
-        """Returns `v @ weight.T`."""
         return matrix_product(v, weight.T, self.products)
 
 
@@ -167,12 +153,12 @@ def products_on(platform: str, activation: str, products: str, *, seeds: int = 5
     device, `(seed, layer)`: the networks, seeds and images of chapter 10. Raises `ValueError` on another platform.
     """
     check_platform(platform)
-    data = kept_digits()
+    data = digits()
     network = mlp(64, [64] * 60, 10, activation=activation, init=NETWORKS[activation])
     rounded = with_products(network, products)
     x, y = np.asarray(data.x_train[:32]), np.asarray(data.y_train[:32])
     errors = []
-    for key in jax.random.split(jax.random.key(0), 5)[:seeds]:
+    for key in jax.random.split(jax.random.key(0), seeds):
         params = network.init(key=key)
         found = activation_gradient_norms(rounded, params, jnp.asarray(x), y, at="preactivation")
         with jax.enable_x64(True):
@@ -192,58 +178,48 @@ def reach_on(platform: str, dtype: str, *, seeds: int = 5) -> dict[str, Any]:
     check_platform(platform)
     found: dict[str, Any] = {"zero_below": vanishing_point(dtype)}
     if seeds:
-        data, network = kept_digits(), mlp(64, [64] * 60, 10, activation="sigmoid", init="standard")
-        draws = [network.init(key=key) for key in jax.random.split(jax.random.key(0), 5)[:seeds]]
+        data, network = digits(), mlp(64, [64] * 60, 10, activation="sigmoid", init="standard")
+        draws = [network.init(key=key) for key in jax.random.split(jax.random.key(0), seeds)]
         gradient = partial(gradient_in, x=data.x_train[:32], y=data.y_train[:32], dtype=dtype, part="bias")
         found["zeros"] = [gradient(network, params).zero[:60] for params in draws]
     return found
 
 
-_TRAINED = grid(hidden=DEPTHS, way=list(WAYS), seed=SEEDS)
-_KEPT = grid(way=list(KEPT), seed=SEEDS)
-_ERRORS = grid(platform=["gpu"], products=list(ON_DEVICE), size=[64, 256, 1024])
-_REACH = grid(platform=["gpu"], dtype=["float32", "bfloat16", "float16"])
-_ON_GPU = grid(platform=["gpu"], activation=list(NETWORKS), products=list(ON_DEVICE))
-
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment(
-        "sign_descent",
-        "Sigmoid networks of several depths, sign descent on digits, gradients in three formats",
+    experiment(
         sign_descent,
-        _TRAINED,
-        check={"hidden": 4, "way": "float32", "seed": 0},
+        "Sigmoid networks of several depths, sign descent on digits, gradients in three formats",
+        grid(hidden=DEPTHS, way=WAYS, seed=SEEDS),
         cheaper={"steps": 100},
     ),
-    Experiment(
-        "kept_weights",
-        "Five tanh layers on digits, plain descent, weights kept in two formats",
+    experiment(
         kept_weights,
-        _KEPT,
-        check={"way": "float32", "seed": 0},
+        "Five tanh layers on digits, plain descent, weights kept in two formats",
+        grid(way=KEPT, seed=SEEDS),
         cheaper={"steps": 300},
     ),
-    Experiment(
-        "product_error_gpu",
-        "errors of a matrix product in four precisions, on a GPU",
+    experiment(
         product_error,
-        _ERRORS,
-        check={"platform": "gpu", "products": "bfloat16", "size": 64},
+        "errors of a matrix product in four precisions, on a GPU",
+        grid(platform=["gpu"], products=ON_DEVICE, size=[64, 256, 1024]),
+        name="product_error_gpu",
+        check={"products": "bfloat16"},
         cheaper={"platform": "cpu"},
     ),
-    Experiment(
-        "products_gpu",
-        "errors of gradient norms through sixty layers, products in four precisions, on a GPU",
+    experiment(
         products_on,
-        _ON_GPU,
-        check={"platform": "gpu", "activation": "sigmoid", "products": "bfloat16"},
+        "errors of gradient norms through sixty layers, products in four precisions, on a GPU",
+        grid(platform=["gpu"], activation=NETWORKS, products=ON_DEVICE),
+        name="products_gpu",
+        check={"products": "bfloat16"},
         cheaper={"platform": "cpu", "seeds": 1},
     ),
-    Experiment(
-        "reach_gpu",
-        "where three formats end, and sixty sigmoid layers' gradients in them, on a GPU",
+    experiment(
         reach_on,
-        _REACH,
-        check={"platform": "gpu", "dtype": "float16"},
+        "where three formats end, and sixty sigmoid layers' gradients in them, on a GPU",
+        grid(platform=["gpu"], dtype=["float32", "bfloat16", "float16"]),
+        name="reach_gpu",
+        check={"dtype": "float16"},
         cheaper={"platform": "cpu", "seeds": 0},
     ),
 )

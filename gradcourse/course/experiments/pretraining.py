@@ -9,7 +9,7 @@ A *start* is a name for parameters from which training sets out:
   trained ones), or nothing; and after another comma `"centred"`, for centred biases instead of the trained ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -18,32 +18,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gradcourse.course.experiments._common import experiment
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.measure.jacobians import backward_jacobian_norms, log_gain_split
 from gradcourse.measure.units import unit_statistics
 from gradcourse.nn.network import Network, mlp
 from gradcourse.training.controls import redrawn, with_centred_biases, with_shuffled_weights, with_singular_values
-from gradcourse.training.data import Dataset, digits
+from gradcourse.training.data import digits
 from gradcourse.training.descent import descend
 from gradcourse.training.loop import accuracy, cross_entropy
 from gradcourse.training.pretraining import METHODS, pretrained
 from gradcourse.training.shapeset import Shapeset
 
-__all__ = ["EXPERIMENTS", "SEEDS", "features", "few_labels", "looks", "race", "reconstruction", "started", "structure"]
+__all__ = ["EXPERIMENTS", "RATES", "STEPS", "looks", "started"]
 
 SEEDS = 5
 STEPS = 3000  # of pretraining, for each layer, on digits
 LOOKED_AT = 200  # images on which gradients are measured
 PIXELS, WIDTHS, CLASSES = {"digits": 64, "shapes": 1024}, {"digits": 64, "shapes": 100}, {"digits": 10, "shapes": 9}
-CHANGES: dict[str, Callable[..., Any]] = {
-    "shuffled": with_shuffled_weights,
-    "redrawn": redrawn,
-    "spectrum": with_singular_values,
-}
-
-
-# ---- Starts
+CHANGES: dict[str, Any] = {"shuffled": with_shuffled_weights, "redrawn": redrawn, "spectrum": with_singular_values}
 
 
 def started(start: str, hidden: int, seed: int, data: str = "digits") -> tuple[Network, Any]:
@@ -69,23 +63,19 @@ def started(start: str, hidden: int, seed: int, data: str = "digits") -> tuple[N
     return network, params
 
 
-@lru_cache
 def _network(hidden: int, data: str, kind: str) -> Network:
     activation = "tanh" if kind == "tanh" else "sigmoid"
     init = "glorot_uniform" if kind in ("tanh", "cured") else "standard"
     return mlp(PIXELS[data], [WIDTHS[data]] * hidden, CLASSES[data], activation=activation, init=init)
 
 
-@lru_cache
 def _data(name: str) -> Any:
     return digits() if name == "digits" else Shapeset()
 
 
-@lru_cache
 def _watched(name: str, size: int) -> tuple[Array, Array]:
-    if name == "shapes":
-        return Shapeset().batch(size, key=jax.random.key(4))
-    return _data(name).x_train[:size], _data(name).y_train[:size]
+    data = _data(name)
+    return data.batch(size, key=jax.random.key(4)) if name == "shapes" else (data.x_train[:size], data.y_train[:size])
 
 
 @lru_cache(maxsize=64)
@@ -96,18 +86,14 @@ def _pretrained(method: str, hidden: int, seed: int, data: str, steps: int) -> A
     return pretrained(network, params, _data(data), method=method, steps=steps, key=key)
 
 
-def _all_seeds(start: str, hidden: int, seeds: int, data: str) -> tuple[Network, Any]:
+def _all_seeds(start: str, hidden: int, seeds: int, data: str) -> tuple[Network, list[Any]]:
     drawn = [started(start, hidden, seed, data) for seed in range(seeds)]
-    return drawn[0][0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, params in drawn))
+    return drawn[0][0], [params for _, params in drawn]
 
 
 def _short(value: Any, digits: int = 4) -> Any:
     """The same to so many significant digits: files of records are kept small."""
-    array = np.asarray(value, np.float64)
-    return np.vectorize(lambda number: float(f"{number:.{digits}g}"))(array)
-
-
-# ---- At the start
+    return np.vectorize(lambda number: float(f"{number:.{digits}g}"))(np.asarray(value, np.float64))
 
 
 def reconstruction(method: str, hidden: int, data: str, *, steps: int = STEPS, seeds: int = SEEDS) -> dict[str, Any]:
@@ -137,7 +123,7 @@ def structure(start: str, hidden: int, data: str, *, seeds: int = SEEDS) -> dict
     - `"largest"`: the largest singular value of the weights over the root mean square of all; `"rank"`: how many equal
       singular values would have the same ratio of squared sum of squares to sum of fourth powers.
     """
-    network, params = _all_seeds(start, hidden, seeds, data)
+    network, draws = _all_seeds(start, hidden, seeds, data)
     x, y = _watched(data, LOOKED_AT)
 
     def one(p: Any) -> dict[str, Any]:
@@ -160,8 +146,8 @@ def structure(start: str, hidden: int, data: str, *, seeds: int = SEEDS) -> dict
             "rank": [jnp.square(jnp.square(s).sum()) / (s**4).sum() for s in values],
         }
 
-    found = [one(jax.tree.map(lambda leaf, seed=seed: leaf[seed], params)) for seed in range(seeds)]
-    return {name: _short([np.asarray(jax.device_get(each[name])) for each in found]) for name in found[0]}
+    found = jax.device_get([one(params) for params in draws])
+    return {name: _short([each[name] for each in found]) for name in found[0]}
 
 
 def features(start: str, hidden: int, *, seeds: int = SEEDS) -> dict[str, Any]:
@@ -188,9 +174,6 @@ def _fitted(h: np.ndarray, labels: np.ndarray, test_labels: np.ndarray) -> float
     values = h - h[: len(labels)].mean(axis=0)
     weights = np.linalg.lstsq(values[: len(labels)], np.eye(10)[labels] - 0.1, rcond=1e-6)[0]
     return float(((values[len(labels) :] @ weights).argmax(axis=1) == test_labels).mean())
-
-
-# ---- Training
 
 
 RATES = (0.1, 0.3, 1.0, 3.0)
@@ -227,31 +210,20 @@ def race(
     of the 500 images at the end. For five layers the `"curve"` of that loss is kept at every fourth look. With
     `frozen`, only the readout is trained.
     """
-    network, params = _all_seeds(start, hidden, seeds, data)
+    network, draws = _all_seeds(start, hidden, seeds, data)
     x, y = _watched(data, LOOKED_AT)
-    gradients = [
-        activation_gradient_norms(
-            network, jax.tree.map(lambda p, s=s: p[s], params), x, y, at="preactivation"
-        ).log10_norm[:hidden]
-        for s in range(seeds)
-    ]
+    profiles = [activation_gradient_norms(network, params, x, y, at="preactivation") for params in draws]
     source, steps = _data(data), looks(most)
-    train = _watched(data, 500)
     test = (source.x_test, source.y_test) if data == "digits" else _watched(data, 2000)
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(7), seed) for seed in range(seeds)])
-    loss, right = _descended(
-        network, frozen, tuple(steps.tolist()), source, train, test, jnp.asarray(rates), params, keys
-    )
-    loss = np.nan_to_num(np.asarray(loss), nan=np.inf)
-    found: dict[str, Any] = {"gradient": _short(gradients)}
+    loss, right = _seen(network, draws, source, _watched(data, 500), test, rates, steps.tolist(), frozen)
+    found: dict[str, Any] = {"gradient": _short([profile.log10_norm[:hidden] for profile in profiles])}
     if hidden == 5:
         found["curve"] = _short(loss[..., ::4], 3)
     if most >= MOST:
         there = loss < 1
         updates = np.where(there.any(axis=-1), steps[there.argmax(axis=-1)], np.inf)
-        at_1000 = int(np.flatnonzero(steps == 1000)[0])
         found |= {"updates": updates, "accuracy": _short(right[..., -1]), "loss": _short(loss[..., -1], 3)}
-        found |= {"accuracy_1000": _short(right[..., at_1000])}
+        found["accuracy_1000"] = _short(right[..., np.searchsorted(steps, 1000)])
     return found
 
 
@@ -263,30 +235,29 @@ def few_labels(
     `"accuracy"` is that on test images, `"loss"` that on the images trained on, after 10 and after `most` updates.
     Pretraining has seen all training images, without their labels.
     """
-    network, params = _all_seeds(start, 5, seeds, "digits")
+    network, draws = _all_seeds(start, 5, seeds, "digits")
     data = digits()
-    known = Dataset(data.x_train[:labels], data.y_train[:labels], data.x_test, data.y_test)
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(7), seed) for seed in range(seeds)])
+    known = data._replace(x_train=data.x_train[:labels], y_train=data.y_train[:labels])
     own, test = (known.x_train, known.y_train), (data.x_test, data.y_test)
-    ends = tuple(sorted({10, most}))
-    loss, right = _descended(network, False, ends, known, own, test, jnp.asarray(rates), params, keys)
-    return {"accuracy": _short(right), "loss": _short(np.nan_to_num(loss, nan=np.inf), 3)}
+    loss, right = _seen(network, draws, known, own, test, rates, sorted({10, most}))
+    return {"accuracy": _short(right), "loss": _short(loss, 3)}
+
+
+def _seen(
+    network: Network, draws: list[Any], data: Any, train: Any, test: Any, rates: Any, ends: Any, frozen: bool = False
+) -> tuple[Float[np.ndarray, "rate seed end"], Float[np.ndarray, "rate seed end"]]:
+    """Loss on `train`, infinite once diverged, and accuracy on `test`, after so many updates as `ends` has."""
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
+    keys = jnp.stack([jax.random.fold_in(jax.random.key(7), seed) for seed in range(len(draws))])
+    shared = network, frozen, tuple(ends), data, train, test
+    loss, right = _descended(*shared, jnp.asarray(rates), params, keys)
+    return np.nan_to_num(loss, nan=np.inf), np.asarray(right)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _descended(
-    network: Network,
-    frozen: bool,
-    ends: tuple[int, ...],
-    data: Any,
-    train: tuple[Array, Array],
-    test: tuple[Array, Array],
-    rates: Array,
-    params: Any,
-    keys: Array,
-) -> tuple[Float[Array, "rate seed end"], Float[Array, "rate seed end"]]:
-    """Loss on `train` and accuracy on `test` after so many updates as `ends` has, for every rate and seed."""
-
+    network: Network, frozen: bool, ends: Any, data: Any, train: Any, test: Any, rates: Array, params: Any, keys: Array
+) -> tuple[Array, Array]:
     def run(rate: Array, params: Any, key: Array) -> tuple[Array, Array]:
         def update(step: Array, params: Any) -> Any:
             x, y = data.batch(32, key=jax.random.fold_in(key, step))
@@ -311,61 +282,50 @@ OTHERS = (
     *(f"rbm, {change}" for change in _CENTRED),
 )
 _SEEN = tuple(name for name in (*MAIN, *OTHERS[:7]) if name != "tanh")
-_RACE = (
-    *grid(start=MAIN, hidden=[5], data=["digits"]),
-    *grid(start=OTHERS, hidden=[5], data=["digits"]),
-    *(point for hidden in (3, 12, 8) for point in grid(start=MAIN, hidden=[hidden], data=["digits"])),
-)
-_FROZEN = grid(
-    start=["random", "cured", *METHODS, "autoencoder, redrawn, centred"], hidden=[5], data=["digits"], frozen=[True]
-)
-_LABELS = grid(start=["cured", *METHODS, "autoencoder, redrawn, centred"], labels=[50, 200, 1437])
-_STRUCTURE = (
-    *grid(start=_SEEN, hidden=[5], data=["digits"]),
-    *grid(start=["random", "cured", "autoencoder", "autoencoder, redrawn, centred"], hidden=[5], data=["shapes"]),
-)
-_RECONSTRUCTION = grid(method=METHODS, hidden=[5], data=["digits"])
-_FEATURES = grid(start=_SEEN, hidden=[5])
+_REDRAWN = "autoencoder, redrawn, centred"
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment(
-        "pretraining_reconstruction",
-        "how well layers reconstruct their input while they are pretrained one by one, five seeds",
+    experiment(
         reconstruction,
-        _RECONSTRUCTION,
-        check=_RECONSTRUCTION[0],
+        "how well layers reconstruct their input while they are pretrained one by one, five seeds",
+        grid(method=METHODS, hidden=[5], data=["digits"]),
+        name="pretraining_reconstruction",
         cheaper={"steps": 250, "seeds": 1},
     ),
-    Experiment(
-        "pretraining_features",
-        "a least-squares readout of each of five layers before training, five seeds",
+    experiment(
         features,
-        _FEATURES,
-        check=_FEATURES[0],
+        "a least-squares readout of each of five layers before training, five seeds",
+        grid(start=_SEEN, hidden=[5]),
+        name="pretraining_features",
         cheaper={"seeds": 1},
     ),
-    Experiment(
-        "pretraining_race",
-        "plain descent from random, pretrained and control starts, 3 to 12 layers, four rates, five seeds",
+    experiment(
         race,
-        (*_RACE, *_FROZEN),
-        check=_RACE[2],
+        "plain descent from random, pretrained and control starts, 3 to 12 layers, four rates, five seeds",
+        (
+            *grid(start=(*MAIN, *OTHERS), hidden=[5], data=["digits"]),
+            *(point for hidden in (3, 12, 8) for point in grid(start=MAIN, hidden=[hidden], data=["digits"])),
+            *grid(start=["random", "cured", *METHODS, _REDRAWN], hidden=[5], data=["digits"], frozen=[True]),
+        ),
+        name="pretraining_race",
+        check={"start": MAIN[2]},
         cheaper={"rates": RATES[:1], "most": 30, "seeds": 1},
     ),
-    Experiment(
-        "pretraining_labels",
-        "test accuracy of five layers trained on few labelled digits, four rates, five seeds",
+    experiment(
         few_labels,
-        _LABELS,
-        check=_LABELS[0],
+        "test accuracy of five layers trained on few labelled digits, four rates, five seeds",
+        grid(start=["cured", *METHODS, _REDRAWN], labels=[50, 200, 1437]),
+        name="pretraining_labels",
         cheaper={"rates": RATES[:1], "most": 10, "seeds": 1},
     ),
-    Experiment(
-        "pretraining_structure",
-        "five sigmoid layers before training: random, pretrained, and controls; five seeds",
+    experiment(
         structure,
-        _STRUCTURE,
-        check=_STRUCTURE[0],
+        "five sigmoid layers before training: random, pretrained, and controls; five seeds",
+        (
+            *grid(start=_SEEN, hidden=[5], data=["digits"]),
+            *grid(start=["random", "cured", "autoencoder", _REDRAWN], hidden=[5], data=["shapes"]),
+        ),
+        name="pretraining_structure",
         cheaper={"seeds": 1},
     ),
 )

@@ -1,7 +1,6 @@
 """Chapter 5: the gradients at the layers of the networks of Ciresan et al. (2010), measured and predicted."""
 
-from collections.abc import Mapping
-from itertools import pairwise
+from dataclasses import replace
 from math import prod, sqrt
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gradcourse.course.experiments._common import experiment
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.measure.gradients import activation_gradient_norms
 from gradcourse.nn.activations import Activation
@@ -49,11 +49,9 @@ def record_network(net: int, *, activation: Any = SCALED_TANH, bound: float | No
     6
     """
     sizes = [PIXELS, *RECORD_NETS[net], 10]
-    layers: list[Dense] = []
-    for fan_in, units in pairwise(sizes):
-        init = Initializer("standard", 1.0 if bound is None else bound * sqrt(fan_in))
-        layers.append(Dense(units, activation if len(layers) < len(sizes) - 2 else "identity", initializer=init))
-    return sequential(PIXELS, layers)
+    inits = [Initializer("standard", 1.0 if bound is None else bound * sqrt(fan_in)) for fan_in in sizes[:-1]]
+    *hidden, last = (Dense(units, activation, initializer=init) for units, init in zip(sizes[1:], inits, strict=True))
+    return sequential(PIXELS, [*hidden, replace(last, activation="identity")])
 
 
 def record_net(net: int, scheme: str, seed: int) -> dict[str, Any]:
@@ -90,18 +88,14 @@ def _record_setting(net: int, scheme: str, images: int) -> tuple[Network, Array,
 
 
 SEEDS = range(5)
-_NETS: tuple[Mapping[str, Any], ...] = (
-    *grid(net=[1, 2, 3, 4, 5], scheme=["their own"], seed=SEEDS),
-    *grid(net=[4, 5], scheme=["sigmoid, standard"], seed=SEEDS),
-)
-
-
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment(
-        "record_nets",
-        "gradients at the layers of Ciresan et al.'s networks before training",
+    experiment(
         record_net,
-        _NETS,
-        check=_NETS[0],
+        "gradients at the layers of Ciresan et al.'s networks before training",
+        (
+            *grid(net=RECORD_NETS, scheme=["their own"], seed=SEEDS),
+            *grid(net=[4, 5], scheme=["sigmoid, standard"], seed=SEEDS),
+        ),
+        name="record_nets",
     ),
 )

@@ -7,40 +7,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
+from gradcourse.course.experiments._common import experiment, fresh
 from gradcourse.course.provenance import check_platform
 from gradcourse.course.recording import Experiment, grid
 from gradcourse.nn.network import Network, mlp
 from gradcourse.training.data import digits
 from gradcourse.training.descent import descend
 
-__all__ = ["EXPERIMENTS", "MANTISSA", "escape_on", "first_layer_moves", "share_that_moves", "updates_to_escape"]
+__all__ = ["EXPERIMENTS", "MANTISSA", "share_that_moves", "updated"]
 
 BATCH = 32
 Layers = list[dict[str, Any]]  # the parameters of each layer
 
 
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """The training images and labels, in single precision whatever the precision of the run."""
-    with jax.enable_x64(False):
-        data = digits()
-    return np.asarray(data.x_train), np.asarray(data.y_train)
-
-
-# ---- Plain descent until the loss has fallen
-
-
 def updates_to_escape(
-    hidden: int,
-    rate: float,
-    seed: int,
-    activation: str,
-    init: str,
-    *,
-    batch: int = BATCH,
-    most: int = 400_000,
+    hidden: int, rate: float, seed: int, activation: str, init: str, *, batch: int = BATCH, most: int = 400_000
 ) -> dict[str, Any]:
     """Returns how many updates `hidden` layers of 64 need until their mean loss on all training digits is below 1.
 
@@ -48,10 +32,9 @@ def updates_to_escape(
     or the loss was no longer finite. `"moved"` is how far the first layer's weights have got by then, relative to their
     norm at the start.
     """
-    looks = _looks(most, 1 / np.log10(1.02))
-    seen = _seen(hidden, rate, seed, looks, activation=activation, init=init, batch=batch, stop_at=1.0)
-    there = seen["loss"][-1] < 1
-    return {"updates": seen["step"][-1] if there else np.inf, "moved": seen["moved"][-1]}
+    settings: Any = {"activation": activation, "init": init, "batch": batch, "steps": most}
+    seen = first_layer_moves(hidden, rate, seed, per_decade=1 / np.log10(1.02), stop_at=1.0, **settings)
+    return {"updates": seen["step"][-1] if seen["loss"][-1] < 1 else np.inf, "moved": seen["moved"][-1]}
 
 
 def escape_on(platform: str, hidden: int, seed: int) -> dict[str, Any]:
@@ -68,6 +51,9 @@ def first_layer_moves(
     rate: float,
     seed: int,
     *,
+    activation: str = "sigmoid",
+    init: str = "standard",
+    batch: int = BATCH,
     dtype: str = "float32",
     steps: int = 30_000,
     per_decade: float = 8.0,
@@ -77,36 +63,17 @@ def first_layer_moves(
 
     At every `"step"`, evenly spaced in the logarithm: the `"loss"` on all training digits, how far the first layer's
     weights have `"moved"`, and the `"readout"`'s norm, these two relative to the norms at the start. The lists end
-    where the loss is below `stop_at`. Both precisions start from the same weights and draw the same minibatches.
+    where the loss is below `stop_at` or not finite. Steps of a shorter run are the first of a longer one's, and both
+    precisions start from the same weights and draw the same minibatches.
     """
-    return _seen(hidden, rate, seed, _looks(steps, per_decade), dtype=dtype, stop_at=stop_at)
-
-
-def _looks(most: int, per_decade: float) -> np.ndarray:
-    """Steps from 1 to `most`, evenly spaced in the logarithm; those of a shorter run are the first of a longer's."""
-    return np.unique(np.round(10 ** np.arange(0, np.log10(most) + 1e-9, 1 / per_decade))).astype(np.int32)
-
-
-def _seen(
-    hidden: int,
-    rate: float,
-    seed: int,
-    looks: np.ndarray,
-    *,
-    activation: str = "sigmoid",
-    init: str = "standard",
-    batch: int = BATCH,
-    dtype: str = "float32",
-    stop_at: float,
-) -> dict[str, np.ndarray]:
-    network = mlp(64, [64] * hidden, 10, activation=activation, init=init)
-    init_key, key = jax.random.split(jax.random.key(seed))
-    start = [p for _, p in network.layers(network.init(key=init_key))]
+    looks = np.unique(np.round(10 ** np.arange(0, np.log10(steps) + 1e-9, 1 / per_decade))).astype(np.int32)
+    network, data = mlp(64, [64] * hidden, 10, activation=activation, init=init), digits()
+    params, key = fresh(network, seed)
     with jax.enable_x64(dtype == "float64"):
-        start = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), start)
-        x, y = (jnp.asarray(part, kind) for part, kind in zip(_digits(), (dtype, jnp.int32), strict=True))
+        start, x = jax.tree.map(lambda leaf: leaf.astype(dtype), ([p for _, p in network.layers(params)], data.x_train))
         settings = jnp.asarray([rate, stop_at], dtype)
-        seen, count = jax.device_get(_descended(network, batch, tuple(looks.tolist()), start, x, y, key, *settings))
+        descent = _descended(network, batch, tuple(looks.tolist()), start, x, data.y_train, key, settings)
+        seen, count = jax.device_get(descent)
     return {"step": looks[:count]} | {name: values[:count] for name, values in seen.items()}
 
 
@@ -118,9 +85,10 @@ def _mean_loss(network: Network, params: Layers, x: Array, y: Array) -> Array:
     return softmax_cross_entropy_with_integer_labels(x, y).mean()
 
 
-def _update(
-    network: Network, batch: int, x: Array, y: Array, key: Any, rate: Array, step: Array, params: Layers
+def updated(
+    network: Network, batch: int, x: Array, y: Array, key: PRNGKeyArray, rate: Array, step: Array, params: Layers
 ) -> Layers:
+    """Returns the layers' parameters after one update of plain descent, on a minibatch that the step draws."""
     chosen = jax.random.randint(jax.random.fold_in(key, step), (batch,), 0, len(x), jnp.int32)
     gradient = jax.grad(partial(_mean_loss, network))(params, x[chosen], y[chosen])
     return jax.tree.map(lambda p, g: p - rate * g, params, gradient)
@@ -128,25 +96,18 @@ def _update(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _descended(
-    network: Network,
-    batch: int,
-    looks: tuple[int, ...],
-    start: Layers,
-    x: Array,
-    y: Array,
-    key: Any,
-    rate: Array,
-    stop_at: Array,
+    network: Network, batch: int, looks: tuple[int, ...], start: Layers, x: Array, y: Array, key: Any, settings: Array
 ) -> tuple[dict[str, Array], Array]:
     """What was seen at every look, and how many were taken until the loss was below `stop_at` or not finite."""
-    update = partial(_update, network, batch, x, y, key, rate)
+    rate, stop_at = settings
+    update = partial(updated, network, batch, x, y, key, rate)
 
     def see(params: Layers) -> dict[str, Array]:
-        (first, before), (readout, fresh) = ((params[place]["weight"], start[place]["weight"]) for place in (0, -1))
+        (first, before), (readout, drawn) = ((params[place]["weight"], start[place]["weight"]) for place in (0, -1))
         return {
             "loss": _mean_loss(network, params, x, y),
             "moved": jnp.linalg.norm(first - before) / jnp.linalg.norm(before),
-            "readout": jnp.linalg.norm(readout) / jnp.linalg.norm(fresh),
+            "readout": jnp.linalg.norm(readout) / jnp.linalg.norm(drawn),
         }
 
     def going(seen: dict[str, Array]) -> Array:
@@ -180,73 +141,55 @@ def share_that_moves(deviation: float, bound: float, digits: int) -> float:
     return float(share + 2.0 ** (top - 59) / bound)
 
 
-# ---- The points
-
-
 SEEDS = range(5)
-_PLAIN = {"activation": ["sigmoid"], "init": ["standard"]}
-_FIXED = grid(hidden=[1, 2, 3, 4, 5], rate=[0.1], seed=SEEDS, **_PLAIN)
-_RATES = (
-    *grid(hidden=[1, 2, 3, 4, 5], rate=[0.3, 1.0, 2.0, 3.0, 5.0], seed=SEEDS, **_PLAIN),
-    *grid(hidden=[6], rate=[2.0, 3.0, 5.0], seed=SEEDS, **_PLAIN, most=[100_000]),
-)
-_SIX = tuple(
-    {"hidden": 6, "rate": 0.1, "seed": seed, "dtype": dtype, "steps": 2_000_000, "per_decade": 50.0, "stop_at": 1.0}
-    for seed, dtype in ((0, "float32"), (0, "float64"), (1, "float32"))
-)
-_ONE_LINE = (
-    *grid(hidden=[1, 2, 3, 4, 5], rate=[0.1], seed=SEEDS, activation=["sigmoid"], init=["glorot_uniform"]),
-    *(
-        point
-        for activation, init in (("tanh", "standard"), ("tanh", "glorot_uniform"), ("relu", "he_normal"))
-        for point in grid(
-            hidden=[3, 5, 10, 20], rate=[0.1], seed=SEEDS, activation=[activation], init=[init], most=[40_000]
-        )
-    ),
-)
-_ESCAPE_ON_GPU = grid(platform=["gpu"], hidden=[1, 2, 3, 4, 5], seed=SEEDS)
-_SMOOTH = grid(hidden=[2, 3, 4, 5], rate=[0.5], seed=SEEDS, **_PLAIN, batch=[512])
-_MOVES = (
-    *grid(hidden=[2, 3, 4, 5, 6], rate=[0.1], seed=SEEDS),
-    *grid(hidden=[4], rate=[1.0, 3.0], seed=SEEDS, steps=[1000]),
-)
+_PLAIN: dict[str, Any] = {"activation": ["sigmoid"], "init": ["standard"]}
+_TO_FIVE: dict[str, Any] = {"hidden": [1, 2, 3, 4, 5], "rate": [0.1], "seed": SEEDS}
+_DEEPER: dict[str, Any] = {"hidden": [3, 5, 10, 20], "rate": [0.1], "seed": SEEDS}
+_LONG: dict[str, Any] = {"steps": [2_000_000], "per_decade": [50.0], "stop_at": [1.0]}
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment(
-        "updates_to_escape",
-        "updates that plain descent needs for a mean loss below 1 on digits, by depth and rate",
+    experiment(
         updates_to_escape,
-        (*_FIXED, *_RATES, *_ONE_LINE),
-        check=_FIXED[0],
+        "updates that plain descent needs for a mean loss below 1 on digits, by depth and rate",
+        (
+            *grid(**_TO_FIVE, **_PLAIN),
+            *grid(**_TO_FIVE | {"rate": [0.3, 1.0, 2.0, 3.0, 5.0]}, **_PLAIN),
+            *grid(hidden=[6], rate=[2.0, 3.0, 5.0], seed=SEEDS, **_PLAIN, most=[100_000]),
+            *grid(**_TO_FIVE, activation=["sigmoid"], init=["glorot_uniform"]),
+            *grid(**_DEEPER, activation=["tanh"], init=["standard"], most=[40_000]),
+            *grid(**_DEEPER, activation=["tanh"], init=["glorot_uniform"], most=[40_000]),
+            *grid(**_DEEPER, activation=["relu"], init=["he_normal"], most=[40_000]),
+        ),
     ),
-    Experiment(
-        "updates_to_escape_gpu",
-        "updates that plain descent needs for a mean loss below 1 on digits, by depth, on a GPU",
+    experiment(
         escape_on,
-        _ESCAPE_ON_GPU,
-        check=_ESCAPE_ON_GPU[0],
+        "updates that plain descent needs for a mean loss below 1 on digits, by depth, on a GPU",
+        grid(platform=["gpu"], hidden=[1, 2, 3, 4, 5], seed=SEEDS),
+        name="updates_to_escape_gpu",
         cheaper={"platform": "cpu"},
     ),
-    Experiment(
-        "smooth_descent",
-        "the same on minibatches of 512 at a rate of 0.5: a third of the noise",
+    experiment(
         updates_to_escape,
-        _SMOOTH,
-        check=_SMOOTH[0],
+        "the same on minibatches of 512 at a rate of 0.5: a third of the noise",
+        grid(hidden=[2, 3, 4, 5], rate=[0.5], seed=SEEDS, **_PLAIN, batch=[512]),
+        name="smooth_descent",
     ),
-    Experiment(
-        "six_layers",
-        "six sigmoid layers until their mean loss is below 1, two million updates at most, in two precisions",
+    experiment(
         first_layer_moves,
-        _SIX,
-        check=_SIX[0],
+        "six sigmoid layers until their mean loss is below 1, two million updates at most, in two precisions",
+        (
+            *grid(hidden=[6], rate=[0.1], seed=[0], dtype=["float32", "float64"], **_LONG),
+            *grid(hidden=[6], rate=[0.1], seed=[1], dtype=["float32"], **_LONG),
+        ),
+        name="six_layers",
         cheaper={"steps": 100},
     ),
-    Experiment(
-        "first_layer_moves",
-        "how far plain descent moves the first layer's weights of sigmoid networks",
+    experiment(
         first_layer_moves,
-        _MOVES,
-        check=_MOVES[0],
+        "how far plain descent moves the first layer's weights of sigmoid networks",
+        (
+            *grid(hidden=[2, 3, 4, 5, 6], rate=[0.1], seed=SEEDS),
+            *grid(hidden=[4], rate=[1.0, 3.0], seed=SEEDS, steps=[1000]),
+        ),
         cheaper={"steps": 100},
     ),
 )
