@@ -27,7 +27,7 @@ from gradcourse._logdomain import Scaled, check_overflow, normal, profile_of, re
 from gradcourse.measure.directions import Directions, Seen, checked_directions
 from gradcourse.measure.memory import Blocks, in_blocks, plan_blocks
 from gradcourse.measure.mesh import checked_mesh, gathered, split_over
-from gradcourse.nn.layers import Layer, ScaledInput, as_scaled, linearized
+from gradcourse.nn.layers import Layer, ScaledInput, as_scaled
 from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile
 
@@ -95,7 +95,7 @@ def push_through(network: Network, params: Params, x: Array, v: Array, see: See,
 def _forward_step(careful: bool, layer: Layer, p: Any, h: ScaledInput) -> tuple[ScaledInput, tuple[Any, Any]]:
     """The layer's output for an input with exponents, its linear map, and whether the output was in range."""
     if careful:
-        h, point = linearized(layer, p, h)
+        h, point = layer.linearize_scaled(p, h)
         return h, (point, None)
     output, point = layer.linearize(p, h[0])
     return (output, h[1]), (point, _in_range(layer, output))

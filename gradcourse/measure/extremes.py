@@ -42,8 +42,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gradcourse._checks import positive_integer
 from gradcourse._logdomain import LN10, Scaled, finite, to_unit
-from gradcourse.measure._krylov import ROUNDING, next_vector
-from gradcourse.nn.layers import Layer, as_scaled, linearized
+from gradcourse.measure.curvature import ROUNDING, next_vector
+from gradcourse.nn.layers import Layer, as_scaled
 from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile
 
@@ -88,11 +88,6 @@ def golub_kahan(
     orthogonalised against all before them, and where they span an invariant subspace, the next one is drawn at
     random; so `steps` maps, transposes and vectors of both spaces are what it costs. Norms are squared on the way:
     scale the map to be of ordinary size. Runs inside `jit`, `vmap` and `scan`.
-
-    >>> turn = jnp.array([[0.6, -0.8], [0.8, 0.6]])
-    >>> found = golub_kahan(lambda v: turn @ v, lambda u: u @ turn, jnp.zeros(2), steps=2, key=jax.random.key(0))
-    >>> print(f"{found.largest:.4f} {found.smallest:.4f}")
-    1.0000 1.0000
     """
     steps = min(positive_integer("steps", steps), like.size)
     image = jax.eval_shape(apply, like)
@@ -220,7 +215,7 @@ def _extremes_of_layers(
 
     def step(layer: Layer, one: Any, h: Any) -> Any:
         p, keys = one
-        return linearized(layer, p, h)[0], lax.map(lambda each: _of_one(layer, p, *each, steps=steps), (*h, keys))
+        return layer.linearize_scaled(p, h)[0], lax.map(lambda each: _of_one(layer, p, *each, steps=steps), (*h, keys))
 
     trees = list(zip(params, network.parted(keys), strict=True))
     return joined(network.scan(step, trees, as_scaled(x))[1])
@@ -230,23 +225,19 @@ def _of_one(
     layer: Layer, p: Any, h: Array, exponent: Array, key: PRNGKeyArray, *, steps: int
 ) -> tuple[Int[Array, ""], Extremes]:
     """One layer's extremes at one example. Both halves of the layer are scaled by powers of two on the way."""
-    (y, _), point = linearized(layer, p, (h[None], exponent[None]))
+    (y, _), point = layer.linearize_scaled(p, (h[None], exponent[None]))
     trial = jax.random.normal(key, (1, 1, *h.shape), h.dtype)
     s, outer = to_unit(point.push(p, trial), tuple(range(y.ndim + 1)))
     _, inner = to_unit(point.times_slope(s), tuple(range(y.ndim + 1)))
 
+    outer_power, inner_power = (jnp.ldexp(jnp.ones((), h.dtype), -exponent) for exponent in (outer, inner))
+
     def apply(v: Array) -> Array:
-        s = _scaled(point.push(p, v[None, None]), outer)
-        return _scaled(point.times_slope(s), inner)[0, 0]
+        return (point.times_slope(point.push(p, v[None, None]) * outer_power) * inner_power)[0, 0]
 
     def transpose(u: Array) -> Array:
-        s = _scaled(point.times_slope(u[None, None]), inner)
-        return _scaled(point.pull(p, s), outer)[0, 0]
+        return (point.pull(p, point.times_slope(u[None, None]) * inner_power) * outer_power)[0, 0]
 
     if y.size < h.size:
         return outer + inner, golub_kahan(transpose, apply, y[0], steps=steps, key=key)
     return outer + inner, golub_kahan(apply, transpose, h, steps=steps, key=key)
-
-
-def _scaled(v: Array, exponent: Int[Array, ""]) -> Array:
-    return v * jnp.ldexp(jnp.ones((), v.dtype), -exponent)

@@ -37,20 +37,22 @@ Parameters of bfloat16 and float16 are measured in float32: the norms are those 
 
 from functools import partial
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from gradcourse._logdomain import Scaled, log_ratio
-from gradcourse.measure._layer_norms import DIRECTIONS_AT_ONCE, squared_norms
+from gradcourse._logdomain import Scaled, log_ratio, rescale, total
 from gradcourse.measure._sweep import frobenius_profile, pull_through, sound, swept
-from gradcourse.measure.directions import Directions, checked_directions
-from gradcourse.measure.memory import plan_blocks
-from gradcourse.measure.mesh import checked_mesh
-from gradcourse.nn.network import Network, Params
+from gradcourse.measure.directions import Directions, Seen, checked_directions
+from gradcourse.measure.memory import Blocks, in_blocks, plan_blocks
+from gradcourse.measure.mesh import checked_mesh, gathered, split_over
+from gradcourse.nn.layers import Layer, as_scaled
+from gradcourse.nn.linearized import Linearized
+from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile
 
 __all__ = [
@@ -60,6 +62,8 @@ __all__ = [
     "layer_jacobian_norms",
     "log_gain_split",
 ]
+
+DIRECTIONS_AT_ONCE = 64  # so many are pulled back at a time of layers without a closed form
 
 
 class GainSplit(NamedTuple):
@@ -165,9 +169,61 @@ def layer_jacobian_norms(
     directions = min(most, DIRECTIONS_AT_ONCE if probes is None else probes)
     mesh = checked_mesh(mesh, example=x.shape[0])
     blocks = plan_blocks(network, params, x, directions, memory, mesh, random=random)
-    norms, error, is_finite = squared_norms(network, probes, blocks, mesh, params, x, key)
+    norms, error, is_finite = _squared_norms(network, probes, blocks, mesh, params, x, key)
     quantity = "each layer's output with respect to its input"
     return sound(network, params, x, frobenius_profile(network, norms, error, quantity, average=average), is_finite)
+
+
+@partial(jax.jit, static_argnums=range(4))
+def _squared_norms(
+    network: Network,
+    probes: int | None,
+    blocks: Blocks,
+    mesh: Mesh | None,
+    params: Params,
+    x: Array,
+    key: PRNGKeyArray | None,
+) -> tuple[Scaled, Array, Bool[Array, ""]]:
+    """The squared norms, `(layer, batch)`, the errors of their log10 roots, and whether all are finite."""
+
+    def step(layer: Layer, p: Any, carry: Any) -> Any:
+        h, keys = carry
+        h_next, point = layer.linearize_scaled(p, h)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)  # other probes in every layer
+        if (closed_form := layer.frobenius_squares(h[0].shape[1:])) is not None:
+            norms = closed_form(p, point.times_slope(jnp.ones_like(h_next[0])[None])[0])
+            return (h_next, keys), (norms, jnp.zeros_like(norms.square))
+        return (h_next, keys), _by_directions(layer, p, point, h_next[0], probes, keys, blocks.directions)
+
+    def block(examples: tuple[Array, Array]) -> Any:
+        x, keys = examples
+        return joined(network.scan(step, params, (as_scaled(split_over(mesh, x, "example")), keys))[1])
+
+    keys = jax.random.split(jax.random.key(0) if key is None else key, x.shape[0])
+    norms, error = gathered(mesh, in_blocks(block, (x, keys), blocks.examples))
+    return norms, error, jnp.isfinite(norms.square).all()
+
+
+def _by_directions(
+    layer: Layer, p: Any, point: Linearized, output: Array, probes: int | None, keys: Array, at_once: int
+) -> tuple[Scaled, Array]:
+    """Squared norms and errors by pulling back every direction, some at a time, or random ones."""
+    coupled, batch = layer.couples_examples, len(output)
+    size = output.size if coupled else output[0].size
+    directions = Directions(size, probes if probes is not None and probes < size else None, coupled=coupled)
+
+    def pulled(v: Array) -> Seen:
+        v = point.times_slope(v.reshape(-1, *output.shape))
+        v, exponent, _ = rescale(v, jnp.zeros(batch, jnp.int32), together=coupled)
+        v, exponent, _ = rescale(point.pull(p, v), exponent, together=coupled)
+        return directions.see(v, exponent)
+
+    if directions.probes is not None:
+        return directions.estimate(pulled(directions.frames(None, keys, output.dtype)))
+    count = min(size, DIRECTIONS_AT_ONCE, at_once)
+    basis = partial(directions.basis, count=count, batch=batch, dtype=output.dtype)
+    seen = lax.map(lambda first: pulled(basis(first)), jnp.arange(0, size, count))
+    return total(Scaled(seen.exponent, seen.exact)), jnp.zeros(batch, output.dtype)
 
 
 def log_gain_split(network: Network, params: Params, x: Float[Array, "batch *shape"]) -> GainSplit:

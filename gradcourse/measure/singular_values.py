@@ -32,13 +32,13 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gradcourse._checks import known_name
-from gradcourse._logdomain import Scaled, finite, rescale
+from gradcourse._logdomain import Scaled, dot, finite, rescale
 from gradcourse.measure._graded import ROUNDING, Spectrum, decomposed
-from gradcourse.nn.layers import Layer, Shape, as_scaled, linearized
+from gradcourse.nn.layers import Layer, Shape, as_scaled
 from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile
 
-__all__ = ["SUMMARIES", "backward_singular_values", "layer_singular_values", "summary"]
+__all__ = ["SUMMARIES", "backward_singular_values", "gain_variance", "layer_singular_values", "summary"]
 
 SUMMARIES = ("spectral", "smallest", "mean", "mean_square", "frobenius", "rank")
 
@@ -80,6 +80,31 @@ def layer_singular_values(network: Network, params: Params, x: Float[Array, "bat
     counts = [min(pair) for pair in pairwise(sizes)]
     spectra = _layer_spectra(network, params, x)
     return _profile(network, spectra, counts, "each layer's output with respect to its input")
+
+
+def gain_variance(network: Network, params: Params, x: Float[Array, "1 *shape"]) -> Float[Array, " layer"]:
+    """Returns how unequally a network stretches directions: the variance of the squared singular values.
+
+    They are those of the Jacobian from the input to each layer's output, and the variance is relative to their mean
+    squared, as `theory.isometry.gain_variance` predicts it. For a network of layers of equal size, at one input. The
+    whole Jacobian is carried forward as a matrix; mean and variance are traces.
+
+    >>> from gradcourse.nn.network import mlp
+    >>> network = mlp(8, [8], 8, activation="identity", init="orthogonal")
+    >>> gain_variance(network, network.init(key=jax.random.key(0)), jnp.ones((1, 8))).max() < 1e-5
+    Array(True, dtype=bool)
+    """
+
+    def step(layer: Layer, p: Any, carry: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+        h, v = carry
+        h, point = layer.linearize(p, h)
+        v = point.times_slope(point.push(p, v))
+        rows = v.reshape(len(v), -1)
+        squares = dot(rows, rows.T)
+        mean = jnp.trace(squares) / len(v)
+        return (h, v), jnp.sum(jnp.square(squares)) / len(v) / jnp.square(mean) - 1
+
+    return joined(network.scan(step, params, (x, _basis(network.input_shape, x)))[1])
 
 
 def summary(values: Profile, what: str, *, average: bool = True) -> Profile:
@@ -160,7 +185,7 @@ def _log10_mean(logs: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
 @partial(jax.jit, static_argnums=0)
 def _backward_sweep(network: Network, params: Params, x: Array) -> Spectrum:
     """The singular values, `(layer, batch, value)`, of the output with respect to every layer's input."""
-    _, points = network.scan(linearized, params, as_scaled(x))
+    _, points = network.scan(lambda layer, p, h: layer.linearize_scaled(p, h), params, as_scaled(x))
 
     def step(layer: Layer, one: Any, carry: tuple[Array, Array]) -> Any:
         (p, point), (v, exponent) = one, carry
@@ -182,7 +207,7 @@ def _layer_spectra(network: Network, params: Params, x: Array) -> Spectrum:
 
     def of_one(layer: Layer, p: Any, one: tuple[Array, Array]) -> Spectrum:
         h, own = one
-        (y, _), point = linearized(layer, p, (h[None], own[None]))
+        (y, _), point = layer.linearize_scaled(p, (h[None], own[None]))
         if y.size <= h.size:
             v, shift, _ = rescale(point.times_slope(_basis(y.shape[1:], y)), jnp.zeros(1, jnp.int32))
             v, shift, _ = rescale(point.pull(p, v), shift)
@@ -196,7 +221,7 @@ def _layer_spectra(network: Network, params: Params, x: Array) -> Spectrum:
         return Spectrum(exponent + shift, norm)
 
     def step(layer: Layer, p: Any, h: tuple[Array, Array]) -> tuple[Any, Spectrum]:
-        return linearized(layer, p, h)[0], lax.map(partial(of_one, layer, p), h)
+        return layer.linearize_scaled(p, h)[0], lax.map(partial(of_one, layer, p), h)
 
     return joined(network.scan(step, params, as_scaled(x))[1])
 

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._checks import positive_number
-from gradcourse.nn.layers import Layer, Params, Shape, linearized, wait_for
+from gradcourse.nn.layers import Layer, Params, ScaledInput, Shape, wait_for
 from gradcourse.nn.linearized import STATIC, Linearized
 
 __all__ = ["Block", "Residual"]
@@ -104,70 +104,66 @@ class Block(Layer):
         """True if a layer of the body does."""
         return any(layer.couples_examples for layer in self.body)
 
-    def shapes(self, shape: Shape) -> list[Shape]:
-        """Returns the shape of one input of each of the body's layers."""
-        shapes = [shape]
-        for layer in self.body:
-            shapes.append(layer.output_shape(shapes[-1]))
-        return shapes[:-1]
-
     def output_shape(self, shape: Shape) -> Shape:
         """Returns the shape of one output of the last layer."""
-        return self.body[-1].output_shape(self.shapes(shape)[-1])
+        for layer in self.body:
+            shape = layer.output_shape(shape)
+        return shape
 
     def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
         """Returns the parameters of the body's layers."""
         params: Params = {}
-        keys = jax.random.split(key, len(self.body))
-        for index, (layer, inner) in enumerate(zip(self.body, self.shapes(shape), strict=True)):
-            params[str(index)] = layer.init(inner, key=wait_for(params, keys[index]))
+        for index, (layer, one) in enumerate(zip(self.body, jax.random.split(key, len(self.body)), strict=True)):
+            params[str(index)] = layer.init(shape, key=wait_for(params, one))
+            shape = layer.output_shape(shape)
         return params
 
     def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the last layer's output."""
-        for index, layer in enumerate(self.body):
-            h = layer.apply(params[str(index)], h)
+        for layer, p in self._layers(params):
+            h = layer.apply(p, h)
         return h
 
     def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the last layer's pre-activation."""
-        *before, last = enumerate(self.body)
-        for index, layer in before:
-            h = layer.apply(params[str(index)], h)
-        return last[1].preactivation(params[str(last[0])], h)
+        *before, (last, own) = self._layers(params)
+        for layer, p in before:
+            h = layer.apply(p, h)
+        return last.preactivation(own, h)
 
     def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
         """Returns the output and the chain of the layers' linear maps."""
         parts = []
-        for index, layer in enumerate(self.body):
-            h, point = layer.linearize(params[str(index)], h)
+        for layer, p in self._layers(params):
+            h, point = layer.linearize(p, h)
             parts.append(point)
         return h, _Chain.of(parts)
 
-    def linearize_scaled(
-        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
-        """Returns the output, its exponents and the chain of the layers' linear maps."""
-        parts, scaled = [], (h, exponent)
-        for index, layer in enumerate(self.body):
-            scaled, point = linearized(layer, params[str(index)], scaled)
+    def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
+        """Returns the output with exponents and the chain of the layers' linear maps."""
+        parts = []
+        for layer, p in self._layers(params):
+            h, point = layer.linearize_scaled(p, h)
             parts.append(point)
-        return *scaled, _Chain.of(parts)
+        return h, _Chain.of(parts)
 
     def parameter_gradient(
         self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
     ) -> Params:
         """Returns the gradient of `params` at the input `h` for the cotangent `v` on the pre-activation."""
         inputs, parts, gradients = [h], [], {}
-        for index, layer in enumerate(self.body):
-            after, point = layer.linearize(params[str(index)], inputs[-1])
+        for layer, p in self._layers(params):
+            after, point = layer.linearize(p, inputs[-1])
             inputs.append(after)
             parts.append(point)
-        for index, layer in reversed(list(enumerate(self.body))):
-            gradients[str(index)] = layer.parameter_gradient(params[str(index)], inputs[index], v)
+        for index, (layer, p) in reversed(list(enumerate(self._layers(params)))):
+            gradients[str(index)] = layer.parameter_gradient(p, inputs[index], v)
             if index:
-                (v,) = parts[index - 1].times_slope(parts[index].pull(params[str(index)], v[None]))
+                (v,) = parts[index - 1].times_slope(parts[index].pull(p, v[None]))
         return gradients
+
+    def _layers(self, params: Params) -> list[tuple[Layer, Params]]:
+        return [(layer, params[str(index)]) for index, layer in enumerate(self.body)]
 
 
 @dataclass(frozen=True)
@@ -186,15 +182,11 @@ class Residual(Block):
     scale: float = 1.0
     learned: bool = False
     kind: ClassVar[str] = "residual"
+    activation = None  # of the sum, whatever the body's last layer has
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set(scale=positive_number("scale", self.scale, zero=True), learned=bool(self.learned))
-
-    @property
-    def activation(self) -> Any:
-        """None: the sum has no activation, whatever the body's last layer has."""
-        return None
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `shape`; raises `ValueError` where the body does not keep it."""
@@ -223,11 +215,9 @@ class Residual(Block):
         output, body = super().linearize(params, h)
         return h + self._scale(params) * output, _Shortcut(None, body, None if self.learned else self.scale)
 
-    def linearize_scaled(
-        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
+    def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
         """Returns the same with exponents, in the general form: a sum of two terms is of one size."""
-        return Layer.linearize_scaled(self, params, h, exponent)
+        return Layer.linearize_scaled(self, params, h)
 
     def parameter_gradient(
         self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *shape"]

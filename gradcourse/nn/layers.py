@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._checks import positive_integer
 from gradcourse._logdomain import Scaled, dot, times_power, to_unit, total
@@ -47,7 +47,6 @@ __all__ = [
     "ScaledInput",
     "Shape",
     "as_scaled",
-    "linearized",
     "wait_for",
 ]
 
@@ -96,18 +95,16 @@ class Layer:
         """Returns the output, and the linear map that the layer is at this point."""
         return self.apply(params, h), Differentiated(None, h, self)
 
-    def linearize_scaled(
-        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
-        """Returns the same for an input of `h * 2 ** exponent`: the output and its exponents, then the linear map.
+    def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
+        """Returns the same for an input with exponents: activations may leave the floating-point range.
 
-        With exponents, activations may leave the floating-point range: small ones and, of rectifiers, large ones.
+        So may small ones and, of rectifiers, large ones.
         """
         if self.homogeneous:
-            output, point = self.linearize(params, h)
-            return output, exponent, point
-        output, point = self.linearize(params, times_power(h, exponent))
-        return output, jnp.zeros_like(exponent), point
+            output, point = self.linearize(params, h[0])
+            return (output, h[1]), point
+        output, point = self.linearize(params, times_power(*h))
+        return as_scaled(output), point
 
     def parameter_gradient(
         self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
@@ -161,11 +158,11 @@ class Activated(Layer):
     def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
         """Returns the output and the linear map, with the slope `f'(s)`."""
         s = self.preactivation(params, h)
-        return self.activation(s), self.at(h, self.activation.slope(s))
+        return self.activation(s), self.at(h, self.kept(self.activation.slope(s)))
 
-    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"]) -> Linearized:
-        """Returns the linear map at the input `h`, where the slope is this one; the identity's is left out."""
-        return Differentiated(self.kept(slope), h, self)
+    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"] | None) -> Linearized:
+        """Returns the linear map at the input `h`, where the slope is this one."""
+        return Differentiated(slope, h, self)
 
     def kept(self, slope: Float[Array, "batch *output"]) -> Array | None:
         """Returns `slope`, or `None` if it is the identity's."""
@@ -175,28 +172,22 @@ class Activated(Layer):
         """Returns the pre-activation with exponents for an input with exponents, or `None` if there is no such form."""
         return None
 
-    def linearize_scaled(
-        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
-        """Returns the output, its exponents and the linear map; in range only, unless `f` is linear next to 0."""
-        s = self.scaled_preactivation(params, (h, exponent)) if self.activation.linear_at_zero else None
-        if s is None:
-            return super().linearize_scaled(params, h, exponent)
-        output, exponent, slope = self._activated(*s)
-        return output, exponent, self.at(h, slope)
+    def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
+        """Returns the output with exponents and the linear map; in range only, unless `f` is linear next to 0.
 
-    def _activated(self, s: Array, exponent: Array) -> tuple[Array, Array, Array]:
-        """The output, its exponent and the slope for a pre-activation of `s * 2 ** exponent`.
-
-        Where `f` is linear, next to 0 and for rectifiers everywhere, `f(s)` is `s` times the slope in any range.
+        Where it is linear, there and for rectifiers everywhere, `f(s)` is `s` times the slope in any range.
         """
+        scaled = self.scaled_preactivation(params, h) if self.activation.linear_at_zero else None
+        if scaled is None:
+            return super().linearize_scaled(params, h)
+        s, exponent = scaled
         reach = jnp.finfo(s.dtype).nmant + 16  # beyond, what is not linear is below rounding
         most = reach if self.activation.homogeneous else jnp.iinfo(exponent.dtype).max
         near = times_power(s, jnp.clip(exponent, -reach, most))
         slope = self.activation.slope(near)
         beyond = (exponent < -reach) | (exponent > most)
         output = jnp.where(beyond.reshape(-1, *[1] * (s.ndim - 1)), s * slope, self.activation(near))
-        return output, jnp.where(beyond, exponent, 0), slope
+        return (output, jnp.where(beyond, exponent, 0)), self.at(h[0], self.kept(slope))
 
 
 class Affine(Activated):
@@ -225,7 +216,7 @@ class Affine(Activated):
     def factor(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
         """Returns weights, inputs or cotangents as they enter a product: as they are.
 
-        `linear` and `transpose` pass both factors of every product through here, so that a subclass can round them.
+        `linear` and `transpose` pass every factor through here, so that a subclass can round it.
         """
         return values
 
@@ -252,9 +243,9 @@ class Affine(Activated):
         s = self.linear(params["weight"], h)
         return s + jnp.broadcast_to(params["bias"], s.shape)
 
-    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"]) -> Linearized:
+    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"] | None) -> Linearized:
         """Returns the linear map with this slope."""
-        return LinearMap(self.kept(slope), self, h.shape[1:])
+        return LinearMap(slope, self, h.shape[1:])
 
     def scaled_preactivation(self, params: Params, h: ScaledInput) -> ScaledInput:
         """Returns the pre-activation with each example's largest entry near 1, and its exponents."""
@@ -352,9 +343,9 @@ class Pointwise(Activated):
         """Returns `h`."""
         return h
 
-    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"]) -> Linearized:
+    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"] | None) -> Linearized:
         """Returns the identity with this slope."""
-        return Diagonal(self.kept(slope))
+        return Diagonal(slope)
 
     def scaled_preactivation(self, params: Params, h: ScaledInput) -> ScaledInput:
         """Returns `h` with each example's largest entry near 1, and its exponents."""
@@ -387,12 +378,6 @@ def as_scaled(h: Float[Array, "batch *shape"]) -> ScaledInput:
     return h, jnp.zeros(h.shape[0], jnp.int32)
 
 
-def linearized(layer: Layer, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
-    """Returns the output of a layer for an input with exponents, and its linear map: a step of a forward pass."""
-    output, exponent, point = layer.linearize_scaled(params, *h)
-    return (output, exponent), point
-
-
 def wait_for(drawn: Any, key: PRNGKeyArray) -> PRNGKeyArray:
     """Returns a key that depends on the parameters drawn so far, in form but not in value.
 
@@ -406,11 +391,9 @@ def wait_for(drawn: Any, key: PRNGKeyArray) -> PRNGKeyArray:
 @lru_cache(maxsize=1024)
 def _shape_by_tracing(layer: Layer, shape: Shape) -> Shape:
     """The shape of an output, of a batch of two examples: some layers have no output for a single one."""
-
-    def output() -> Array:
-        return layer.apply(layer.init(shape, key=jax.random.key(0)), jnp.zeros((2, *shape)))
-
-    found = jax.eval_shape(output)
+    found = jax.eval_shape(
+        lambda key: layer.apply(layer.init(shape, key=key), jnp.zeros((2, *shape))), jax.random.key(0)
+    )
     if found.shape[:1] != (2,):
         raise ValueError(
             f"{type(layer).__name__}.apply returns shape {found.shape} for a batch of 2 inputs of shape {shape}; "

@@ -13,7 +13,7 @@ A stage of ten thousand equal layers is compiled once, with its parameters stack
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from itertools import groupby
 from typing import Any
@@ -47,10 +47,7 @@ class Stage:
     def scan(
         self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, *, reverse: bool = False
     ) -> tuple[Any, Any]:
-        """Returns `lax.scan` of `step` over the stage's layers.
-
-        A single layer is called without a scan, for it may change the carry's shape.
-        """
+        """Returns `lax.scan` of `step` over the layers; a single one, which may change the carry's shape, is called."""
         if self.repeats > 1:
             return lax.scan(step, carry, xs, length=self.repeats, reverse=reverse)
         carry, result = step(carry, jax.tree.map(lambda leaf: leaf[0], xs))
@@ -95,8 +92,8 @@ class Network:
         for stage, stage_key in zip(self.stages, jax.random.split(key, len(self.stages)), strict=True):
             if stage.layer.draws_by_qr:
                 stage_key = wait_for(params, stage_key)
-            init = partial(_init_layer, stage.layer, stage.shape)
-            params.append(jax.vmap(init)(jax.random.split(stage_key, stage.repeats)))
+            init = jax.vmap(lambda one, stage=stage: stage.layer.init(stage.shape, key=one))
+            params.append(init(jax.random.split(stage_key, stage.repeats)))
         return tuple(params)
 
     def draws(self, count: int, *, key: PRNGKeyArray) -> Params:
@@ -131,22 +128,25 @@ class Network:
         `trees` are pytrees, one per stage, whose arrays have the layers in front, such as parameters; a step is given
         its layer's part of them. Results of equal shapes are put together by `joined`.
         """
-        collected = []
-        for stage, tree in zip(self.stages, trees, strict=True):
-            carry, results = stage.scan(partial(_per_layer, step, stage.layer), carry, tree)
-            collected.append(results)
-        return carry, collected
+        return self._scan(step, trees, carry, reverse=False)
 
     def scan_back(self, step: Step, trees: Sequence[Any], carry: Any) -> tuple[Any, Any]:
         """Returns the last carry and the second results of `step(layer, one, carry)`, from the last layer to the first.
 
         `trees` as in `scan`; the results are joined, `(layer, ...)`, with layer 0 in front.
         """
-        collected = []
-        for stage, tree in reversed(list(zip(self.stages, trees, strict=True))):
-            carry, results = stage.scan(partial(_per_layer, step, stage.layer), carry, tree, reverse=True)
-            collected.append(results)
+        carry, collected = self._scan(step, trees, carry, reverse=True)
         return carry, joined(collected[::-1])
+
+    def _scan(self, step: Step, trees: Sequence[Any], carry: Any, *, reverse: bool) -> tuple[Any, list[Any]]:
+        def of_layer(layer: Layer, carry: Any, one: Any) -> tuple[Any, Any]:
+            return step(layer, one, carry)
+
+        collected, pairs = [], list(zip(self.stages, trees, strict=True))
+        for stage, tree in pairs[::-1] if reverse else pairs:
+            carry, results = stage.scan(partial(of_layer, stage.layer), carry, tree, reverse=reverse)
+            collected.append(results)
+        return carry, collected
 
     def parted(self, tree: Any) -> list[Any]:
         """Returns a pytree whose arrays have all layers in front as one pytree per stage, as `joined` undoes it."""
@@ -160,6 +160,12 @@ class Network:
         """Returns `x` as an array after checking that `params` and `x` belong to this network and are finite.
 
         Raises `ValueError` or `TypeError` naming what is wrong, with the layer's name for a parameter that is NaN.
+        """
+        return measurable_input(x, self.input_shape, self.check_params(params, weights=weights))
+
+    def check_params(self, params: Params, *, weights: bool = True) -> Any:
+        """Returns the dtype of `params` after checking that they belong to this network and are finite.
+
         Without `weights`, the values of most parameters of two axes or more are not looked at: as factors of what is
         measured, those that are not finite make it so too, and to read them all would take a quarter of a sweep.
         """
@@ -181,20 +187,19 @@ class Network:
                 f"params of layer {self.layer_names[int(first)]!r} contain NaN or infinity; accepted are finite "
                 "numbers. If training produced them, lower its learning rate or look at an earlier checkpoint."
             )
-        return measurable_input(x, self.input_shape, dtype)
+        return dtype
 
     def measurable(
         self, params: Params, x: Any, *, weights: bool = True
     ) -> tuple[Params, Float[Array, "batch *shape"]]:
-        """Returns `params` and `x`, checked, in the precision that they are measured in.
+        """Returns `params` and `x`, checked as by `check`, in the precision that they are measured in.
 
         That is float64 if they are float64, else float32: a norm measured in the 8 bits of bfloat16 would be one of
-        rounding, while every bfloat16 and float16 parameter is a float32 number too. `weights` and errors as in
-        `check`.
+        rounding, while every bfloat16 and float16 parameter is a float32 number too.
         """
-        params, x = (
-            jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if _is_short(leaf) else leaf, tree)
-            for tree in (params, x)
+        short = jnp.bfloat16, jnp.float16
+        params, x = jax.tree.map(
+            lambda leaf: leaf.astype(jnp.float32) if getattr(leaf, "dtype", None) in short else leaf, (params, x)
         )
         return params, self.check(params, x, weights=weights)
 
@@ -206,18 +211,6 @@ class Network:
                 "of its own; accepted are networks without. Fix its statistics: gradcourse.at_inference(network, "
                 "params, x)."
             )
-
-
-def _is_short(leaf: Any) -> bool:
-    return getattr(leaf, "dtype", None) in (jnp.bfloat16, jnp.float16)
-
-
-def _per_layer(step: Callable[..., tuple[Any, Any]], layer: Layer, carry: Any, params: Any) -> tuple[Any, Any]:
-    return step(layer, params, carry)
-
-
-def _init_layer(layer: Layer, shape: Shape, key: PRNGKeyArray) -> dict[str, Any]:
-    return layer.init(shape, key=key)
 
 
 @lru_cache(maxsize=128)
@@ -316,10 +309,8 @@ def cnn(
     >>> network.depth, network.output_shape
     (22, (10,))
     """
-    hidden: list[Layer] = [
-        Conv(width, activation, kernel_size=kernel_size, padding=padding, initializer=init)
-        for width in _hidden("channels", channels)
-    ]
+    like = Conv(1, activation, kernel_size=kernel_size, padding=padding, initializer=init)
+    hidden = [replace(like, channels=width) for width in _hidden("channels", channels)]
     return sequential(input_shape, [*hidden, Flatten(), Dense(outputs, initializer=init)])
 
 

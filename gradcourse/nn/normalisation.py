@@ -35,13 +35,13 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._checks import positive_integer, positive_number
 from gradcourse.nn.activations import Activation
 from gradcourse.nn.blocks import Block
 from gradcourse.nn.convolutions import Conv
-from gradcourse.nn.layers import Activated, Dense, Layer, Params, Shape
+from gradcourse.nn.layers import Activated, Dense, Layer, Params, ScaledInput, Shape
 from gradcourse.nn.linearized import STATIC, Diagonal, Linearized, per_channel
 from gradcourse.nn.network import Network
 from gradcourse.nn.network import Params as NetworkParams
@@ -136,11 +136,7 @@ class BatchNorm(_Normalisation):
     _: KW_ONLY
     epsilon: float = 1e-5
     kind: ClassVar[str] = "batch norm"
-
-    @property
-    def couples_examples(self) -> bool:
-        """True."""
-        return True
+    couples_examples = True
 
     def statistics(self, h: Float[Array, "batch *shape"]) -> tuple[Float[Array, " channel"], Float[Array, " channel"]]:
         """Returns each channel's mean and 1 / deviation."""
@@ -212,9 +208,9 @@ class ChannelScale(_Scaled):
         """Returns `s = scale * h + shift`."""
         return _affine(params, h)
 
-    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *shape"]) -> Linearized:
+    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *shape"] | None) -> Linearized:
         """Returns the scales with this slope."""
-        return Diagonal(self.kept(slope))
+        return Diagonal(slope)
 
 
 @jax.tree_util.register_dataclass
@@ -295,17 +291,12 @@ class WeightStandardised(Layer):
     def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
         """Returns what the layer does with standardised weights."""
         output, point = self.layer.linearize(self.standardised(params), h)
-        return output, self._wrapped(point)
+        return output, _Standardised(point.slope, replace(point, slope=None), self)
 
-    def linearize_scaled(
-        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
+    def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
         """Returns what the layer does with standardised weights."""
-        output, exponent, point = self.layer.linearize_scaled(self.standardised(params), h, exponent)
-        return output, exponent, self._wrapped(point)
-
-    def _wrapped(self, point: Linearized) -> Linearized:
-        return _Standardised(point.slope, replace(point, slope=None), self)
+        output, point = self.layer.linearize_scaled(self.standardised(params), h)
+        return output, _Standardised(point.slope, replace(point, slope=None), self)
 
 
 def at_inference(
