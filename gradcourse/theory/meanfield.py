@@ -4,8 +4,8 @@ r"""What theory predicts for a wide random network: variances of pre-activations
 `measure.jacobians` measure, as the same `Profile`. For convolutions the mean squares are carried per pixel, so that
 zero padding, strides and the image at hand are accounted for.
 
-The theory of a single layer, in `variances` and `criticality`, is at hand here, too. All of it is computed in float64,
-whatever jax is set to.
+The theory of a single layer, in `criticality`, is at hand here, too. All is computed in float64, whatever jax is set
+to.
 
 >>> round(chi_1("tanh", sigma_w2=1.3, sigma_b2=0.05), 4)
 0.8802
@@ -28,9 +28,17 @@ from gradcourse.nn.activations import ACTIVATIONS
 from gradcourse.nn.layers import Layer
 from gradcourse.nn.network import Network, joined
 from gradcourse.profile import Profile
-from gradcourse.theory.criticality import chi_1, critical_weight_variance, depth_scale
+from gradcourse.theory.criticality import (
+    chi_1,
+    critical_weight_variance,
+    depth_scale,
+    fixed_point,
+    mean_square,
+    mean_square_slope,
+    moments,
+    variance_map,
+)
 from gradcourse.theory.quadrature import gaussian_mean
-from gradcourse.theory.variances import fixed_point, mean_square, mean_square_slope, moments, variance_map
 
 __all__ = [
     "backward_jacobian_norms",

@@ -31,8 +31,8 @@ from jaxtyping import Float
 
 from gradcourse._checks import positive_integer, positive_number
 from gradcourse.nn.activations import resolve
+from gradcourse.theory.criticality import mean_square, mean_square_slope
 from gradcourse.theory.quadrature import gaussian_mean, gaussian_rule, panel_rule
-from gradcourse.theory.variances import mean_square, mean_square_slope
 
 __all__ = [
     "batch_norm_rate",
