@@ -4,8 +4,8 @@
 >>> from gradcourse.nn.network import sequential
 >>> block = Residual((Dense(64, "relu", initializer="he_normal"), Dense(64, initializer="he_normal")), scale=0.1)
 >>> network = sequential(64, [block] * 50 + [Dense(10)])
->>> network.depth, network.layer_names[0]
-(51, '0 residual')
+>>> network.depth, network.layer_names[0], len(network.stages)
+(51, '0 residual', 2)
 """
 
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -29,11 +29,6 @@ class _Chain(Linearized):
 
     parts: Any
 
-    @classmethod
-    def of(cls, parts: list[Linearized]) -> "_Chain":
-        *before, last = parts
-        return cls(last.slope, (*before, replace(last, slope=None)))
-
     def pull(self, params: Params, v: Float[Array, "direction batch *output"]) -> Array:
         for index, part in reversed(list(enumerate(self.parts))):
             v = part.pull(params[str(index)], part.times_slope(v))
@@ -48,33 +43,29 @@ class _Chain(Linearized):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Shortcut(Linearized):
-    """Of `h + scale * body(h)`; the scale is a parameter where it is `None` here."""
+    """Of `h + scale * body(h)`, a `layer`."""
 
     body: Any
-    scale: Any = field(metadata=STATIC)
+    layer: Any = field(metadata=STATIC)
 
     def pull(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
-        return v + self.body.pull(params, self.body.times_slope(self._scale(params) * v))
+        return v + self.body.pull(params, self.body.times_slope(self.layer.scale_of(params) * v))
 
     def push(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
-        return v + self._scale(params) * self.body.times_slope(self.body.push(params, v))
+        return v + self.layer.scale_of(params) * self.body.times_slope(self.body.push(params, v))
 
-    def _scale(self, params: Params) -> Any:
-        return params["scale"] if self.scale is None else self.scale
+
+def _chain(parts: list[Linearized]) -> _Chain:
+    *before, last = parts
+    return _Chain(last.slope, (*before, replace(last, slope=None)))
 
 
 @dataclass(frozen=True)
 class Block(Layer):
     """`body`, a few layers in a row that count as one: norms are taken before and after them.
 
-    Equal blocks that follow one another are scanned, which their layers alone, being different, would not be. The
-    block's activation is that of its last layer. Its parameters are those of the layers, under `"0"`, `"1"` and so on.
-
-    >>> from gradcourse.nn.layers import Dense, Pointwise
-    >>> from gradcourse.nn.network import sequential
-    >>> block = Block((Dense(64), Pointwise("relu")))
-    >>> len(sequential(64, [block] * 50).stages)
-    1
+    Equal blocks that follow one another are scanned, which their layers alone, being different, would not be. Its
+    activation is that of its last layer, its parameters are those of the layers, under `"0"`, `"1"` and so on.
     """
 
     body: Any  # a layer or a sequence of them; kept as a tuple
@@ -137,7 +128,7 @@ class Block(Layer):
         for layer, p in self._layers(params):
             h, point = layer.linearize(p, h)
             parts.append(point)
-        return h, _Chain.of(parts)
+        return h, _chain(parts)
 
     def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
         """Returns the output with exponents and the chain of the layers' linear maps."""
@@ -145,7 +136,7 @@ class Block(Layer):
         for layer, p in self._layers(params):
             h, point = layer.linearize_scaled(p, h)
             parts.append(point)
-        return h, _Chain.of(parts)
+        return h, _chain(parts)
 
     def parameter_gradient(
         self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
@@ -204,7 +195,7 @@ class Residual(Block):
 
     def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         """Returns `h + scale * body(h)`."""
-        return h + self._scale(params) * super().apply(params, h)
+        return h + self.scale_of(params) * super().apply(params, h)
 
     def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         """Returns the output: the sum has no activation."""
@@ -213,7 +204,7 @@ class Residual(Block):
     def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
         """Returns the output and the linear map, the identity plus `scale` times the body's."""
         output, body = super().linearize(params, h)
-        return h + self._scale(params) * output, _Shortcut(None, body, None if self.learned else self.scale)
+        return h + self.scale_of(params) * output, _Shortcut(None, body, self)
 
     def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
         """Returns the same with exponents, in the general form: a sum of two terms is of one size."""
@@ -224,9 +215,10 @@ class Residual(Block):
     ) -> Params:
         """Returns the gradient of `params` at the input `h` for the cotangent `v` on the output."""
         output, body = super().linearize(params, h)
-        (inner,) = body.times_slope(self._scale(params) * v[None])
+        (inner,) = body.times_slope(self.scale_of(params) * v[None])
         gradient = super().parameter_gradient(params, h, inner)
         return gradient | ({"scale": jnp.sum(v * output)} if self.learned else {})
 
-    def _scale(self, params: Params) -> Any:
+    def scale_of(self, params: Params) -> Any:
+        """Returns the scale, a parameter where it is learned."""
         return params["scale"] if self.learned else self.scale

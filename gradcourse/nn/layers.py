@@ -96,10 +96,7 @@ class Layer:
         return self.apply(params, h), Differentiated(None, h, self)
 
     def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
-        """Returns the same for an input with exponents: activations may leave the floating-point range.
-
-        So may small ones and, of rectifiers, large ones.
-        """
+        """Returns the same for an input with exponents, with which activations may leave the floating-point range."""
         if self.homogeneous:
             output, point = self.linearize(params, h[0])
             return (output, h[1]), point
@@ -109,25 +106,20 @@ class Layer:
     def parameter_gradient(
         self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
     ) -> Params:
-        """Returns the gradient of `params` at the input `h` for the cotangent `v` on the pre-activation.
-
-        Autodiff never passes the activation, whose slope it rounds to 0 in the tails.
-        """
+        """Returns the gradient of `params` at the input `h` for the cotangent `v` on the pre-activation."""
+        # Autodiff never passes the activation, whose slope it rounds to 0 in the tails.
         _, pull = jax.vjp(lambda p: self.preactivation(p, h), params)
         return pull(v)[0]
 
     def frobenius_squares(self, shape: Shape) -> Callable[[Params, Array], Scaled] | None:
-        """Returns the closed form of the Jacobian's norm for inputs of `shape`, or `None` where there is none.
-
-        Of parameters and slopes, `(batch, *output)`, it returns each example's squared Frobenius norm.
-        """
+        """Returns each example's squared norm of the Jacobian, a function of parameters and slopes, if there is one."""
         return None
 
     def mean_square_map(self, shape: Shape) -> Callable[[Array], Array] | None:
         r"""Returns what mean-field theory makes of this layer for inputs of `shape`, or `None` where it does not apply.
 
-        It is a linear function of the mean squares of inputs over channels, `(batch, *pixels, 1)`, and returns those
-        of pre-activations without the biases' part, on average over the weights: $\sigma_w^2$ times them, if dense.
+        A linear function from the mean squares of inputs over channels, `(batch, *pixels, 1)`, to those of
+        pre-activations without the biases' part, on average over the weights: $\sigma_w^2$ times them, if dense.
         """
         return None
 
@@ -137,16 +129,12 @@ class Layer:
         return 0.0
 
     def _set(self, **fields: Any) -> None:
-        """Converts fields of a frozen layer, in its `__post_init__`: names may stand for what they name."""
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
 
 class Activated(Layer):
-    """`f(s)` for a pre-activation `s`: what layers with an activation share. Give it the pre-activation.
-
-    A subclass is a dataclass with the field `activation`.
-    """
+    """`f(s)`: what layers with an activation share. A subclass has the field `activation` and the pre-activation."""
 
     def __post_init__(self) -> None:
         self._set(activation=activations.resolve(self.activation))
@@ -191,10 +179,7 @@ class Activated(Layer):
 
 
 class Affine(Activated):
-    """`f(weights applied to h + bias)`: what `Dense` and `Conv` share. Give it the linear map and its transpose.
-
-    A subclass is a dataclass with the fields `activation` and `initializer`, an `Initializer` or the name of one.
-    """
+    """`f(weights applied to h + bias)`: what `Dense` and `Conv` share, who give it the linear map and its transpose."""
 
     in_proportion: ClassVar[tuple[str, ...]] = ("weight",)
     initializer: Any
@@ -214,10 +199,7 @@ class Affine(Activated):
         return self.initializer.sigma_b**2
 
     def factor(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns weights, inputs or cotangents as they enter a product: as they are.
-
-        `linear` and `transpose` pass every factor through here, so that a subclass can round it.
-        """
+        """Returns weights, inputs or cotangents as they enter a product, for a subclass to round: here as they are."""
         return values
 
     def linear(self, weight: Array, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
@@ -239,7 +221,7 @@ class Affine(Activated):
         return {"weight": weight, "bias": self.initializer.biases(weight.shape[-1:], key=bias_key)}
 
     def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
-        """Returns the pre-activation `s`."""
+        """Returns the linear map of `h`, plus the bias."""
         s = self.linear(params["weight"], h)
         return s + jnp.broadcast_to(params["bias"], s.shape)
 
@@ -261,10 +243,9 @@ class Affine(Activated):
         return s, larger + shift
 
     def _sum_of_squares(self, shape: Shape, params: Params, slope: Array) -> Scaled:
-        r"""What `frobenius_squares` returns where no entry of the linear map is a sum of several weights.
+        r"""$\sum_j f'(s_j)^2 \sum_i w_{ij}^2$, right where no entry of the linear map is a sum of several weights.
 
-        That is $\sum_j f'(s_j)^2 \sum_i w_{ij}^2$, unit by unit (a convolution's are its channels), for units may
-        differ by more than squares can.
+        Unit by unit (a convolution's are its channels), for units may differ by more than squares can.
         """
         weight = params["weight"]
         weight, weight_exponent = to_unit(weight, tuple(range(weight.ndim - 1)))
@@ -326,7 +307,7 @@ class Dense(Affine):
 
 @dataclass(frozen=True)
 class Pointwise(Activated):
-    """`f(h)`: an activation as a layer of its own, for where it does not follow a layer's weights.
+    """`f(h)`: an activation as a layer of its own.
 
     >>> Pointwise("relu").apply({}, jnp.array([[-1.0, 2.0]]))
     Array([[0., 2.]], dtype=float32)
@@ -379,10 +360,10 @@ def as_scaled(h: Float[Array, "batch *shape"]) -> ScaledInput:
 
 
 def wait_for(drawn: Any, key: PRNGKeyArray) -> PRNGKeyArray:
-    """Returns a key that depends on the parameters drawn so far, in form but not in value.
+    """Returns a key that depends on the parameters drawn so far, in form but not in value: layers wait for each other.
 
-    It makes layers be drawn one after the other. XLA's CPU back end deadlocks on two independent QR factorisations in
-    one program, which is what orthogonal schemes ask for under `vmap` (seen with jaxlib 0.10.2 on two cores).
+    XLA's CPU back end deadlocks on two independent QR factorisations in one program, which is what orthogonal schemes
+    ask for under `vmap` (seen with jaxlib 0.10.2 on two cores).
     """
     leaves = jax.tree.leaves(drawn)
     return jax.random.fold_in(key, jnp.isnan(leaves[-1]).any()) if leaves else key

@@ -15,7 +15,7 @@ A stage of ten thousand equal layers is compiled once, with its parameters stack
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import jax
@@ -97,10 +97,8 @@ class Network:
         return tuple(params)
 
     def draws(self, count: int, *, key: PRNGKeyArray) -> Params:
-        """Returns the parameters of `count` independent draws, along a new first axis.
-
-        Drawn one by one: that program is compiled once for all of them, in a third of the time of a batched one.
-        """
+        """Returns the parameters of `count` independent draws, along a new first axis."""
+        # One by one: that program is compiled once for all of them, in a third of the time of a batched one.
         keys = jax.random.split(key, positive_integer("count", count))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self.init(key=one) for one in keys))
 
@@ -125,8 +123,8 @@ class Network:
     def scan(self, step: Step, trees: Sequence[Any], carry: Any) -> tuple[Any, list[Any]]:
         """Returns the last carry and, per stage, the stacked second results of `step(layer, one, carry)`.
 
-        `trees` are pytrees, one per stage, whose arrays have the layers in front, such as parameters; a step is given
-        its layer's part of them. Results of equal shapes are put together by `joined`.
+        `trees` are pytrees, one per stage, whose arrays have the layers in front, such as parameters; `one` is the
+        layer's part of them. Results of equal shapes are put together by `joined`.
         """
         return self._scan(step, trees, carry, reverse=False)
 
@@ -150,11 +148,8 @@ class Network:
 
     def parted(self, tree: Any) -> list[Any]:
         """Returns a pytree whose arrays have all layers in front as one pytree per stage, as `joined` undoes it."""
-        ends = np.cumsum([stage.repeats for stage in self.stages])
-        return [
-            jax.tree.map(lambda leaf, part=slice(end - stage.repeats, end): leaf[part], tree)
-            for stage, end in zip(self.stages, ends, strict=True)
-        ]
+        ends = [0, *np.cumsum([stage.repeats for stage in self.stages])]
+        return [jax.tree.map(lambda leaf, part=slice(*part): leaf[part], tree) for part in pairwise(ends)]
 
     def check(self, params: Params, x: Any, *, weights: bool = True) -> Float[Array, "batch *shape"]:
         """Returns `x` as an array after checking that `params` and `x` belong to this network and are finite.
@@ -170,10 +165,10 @@ class Network:
         measured, those that are not finite make it so too, and to read them all would take a quarter of a sweep.
         """
         expected, given = _parameter_shapes(self), jax.tree.map(jnp.shape, params)
-        if given != jax.tree.map(jnp.shape, expected):
+        if given != expected:
             raise ValueError(
-                f"params have the shapes {given}; accepted are those of this network, "
-                f"{jax.tree.map(jnp.shape, expected)}. Make them with network.init(key=...)."
+                f"params have the shapes {given}; accepted are those of this network, {expected}. "
+                "Make them with network.init(key=...)."
             )
         dtype = jnp.result_type(*jax.tree.leaves(params)) if jax.tree.leaves(params) else jnp.result_type(float)
         if dtype not in (jnp.float32, jnp.float64):
@@ -215,7 +210,7 @@ class Network:
 
 @lru_cache(maxsize=128)
 def _parameter_shapes(network: Network) -> Any:
-    return jax.eval_shape(lambda: network.init(key=jax.random.key(0)))
+    return jax.tree.map(jnp.shape, jax.eval_shape(lambda: network.init(key=jax.random.key(0))))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -225,15 +220,12 @@ def _first_nonfinite_layer(network: Network, weights: bool, params: Params) -> A
     for stage, stage_params in zip(network.stages, params, strict=True):
         broken = jnp.zeros(stage.repeats, bool)
         for leaf in jax.tree.leaves(stage_params):
-            if weights or not _is_weight(leaf.shape[1:], stage.shape):
+            # A kernel that reaches beyond the image has parts that never meet the input.
+            inside = all(size <= side for size, side in zip(leaf.shape[1:], stage.shape, strict=False))
+            if weights or leaf.ndim < 3 or not inside:
                 broken |= ~jnp.isfinite(leaf).reshape(stage.repeats, -1).all(axis=1)
         flags.append(broken)
     return jnp.argmax(jnp.concatenate([*flags, jnp.ones(1, bool)]))
-
-
-def _is_weight(shape: Shape, input_shape: Shape) -> bool:
-    """Whether all of a parameter meets the input: a kernel that reaches beyond the image has parts that do not."""
-    return len(shape) > 1 and all(size <= side for size, side in zip(shape, input_shape, strict=False))
 
 
 def joined(stages: Sequence[Any]) -> Any:

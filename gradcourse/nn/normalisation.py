@@ -15,13 +15,10 @@ $$ \frac{\partial \hat h}{\partial h} = \frac{1}{\sqrt{\sigma^2 + \epsilon}}
    \left(I - \frac{1}{m} 1 1^\top - \frac{1}{m} \hat h \hat h^\top\right), $$
 
 for $\epsilon \to 0$ the projection that takes out the mean and the component along $\hat h$, over $\sigma$ (Santurkar
-et al., 2018, as an inequality). For `BatchNorm` that matrix joins different examples: it *couples* them, and what a
-Jacobian is then, `measure.jacobians` says. Once a network is trained, `at_inference` replaces the batch's statistics
-by fixed ones, which couple nothing.
+et al., 2018, as an inequality). For `BatchNorm` it *couples* different examples, and what a Jacobian is then,
+`measure.jacobians` says. Once a network is trained, `at_inference` fixes the statistics, and nothing is coupled.
 
->>> from gradcourse.nn.layers import Dense
 >>> from gradcourse.nn.network import sequential
->>> from gradcourse.nn.blocks import Block
 >>> block = Block((Dense(64, initializer="he_normal"), BatchNorm("relu")))
 >>> network = sequential(64, [block] * 30 + [Dense(10)])
 >>> network.couples_examples
@@ -70,10 +67,7 @@ class _Normalised(Linearized):
 
 
 class _Scaled(Activated):
-    """What all layers here share that end with `f(scale * ... + shift)`: one scale and shift per channel.
-
-    They start at 1 and 0.
-    """
+    """`f(scale * ... + shift)`, with one scale and shift per channel, which start at 1 and 0."""
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `shape`."""
@@ -120,10 +114,9 @@ class _Normalisation(_Scaled):
 
 @dataclass(frozen=True)
 class BatchNorm(_Normalisation):
-    """Batch normalisation with the statistics of the batch, as in training: one mean and deviation per channel.
+    """Batch normalisation with the statistics of the batch, as in training; for fixed ones see `at_inference`.
 
-    Examples are coupled by it. It raises `ValueError` for a batch with a single value per channel, whose deviation is
-    0. For fixed statistics see `at_inference`.
+    Raises `ValueError` for a batch with a single value per channel, whose deviation is 0.
 
     >>> h = jnp.array([[0.0, 10.0], [2.0, 30.0]])
     >>> layer = BatchNorm()
@@ -138,10 +131,6 @@ class BatchNorm(_Normalisation):
     kind: ClassVar[str] = "batch norm"
     couples_examples = True
 
-    def statistics(self, h: Float[Array, "batch *shape"]) -> tuple[Float[Array, " channel"], Float[Array, " channel"]]:
-        """Returns each channel's mean and 1 / deviation."""
-        return self._together(jnp.mean, h).ravel(), self._normalised(h)[1].ravel()
-
     def _together(self, reduce: Any, h: Array, leading: int = 1) -> Array:
         axes = tuple(range(leading - 1, h.ndim - 1))
         if prod(h.shape[axis] for axis in axes) < 2:
@@ -154,10 +143,7 @@ class BatchNorm(_Normalisation):
 
 @dataclass(frozen=True)
 class GroupNorm(_Normalisation):
-    """Group normalisation: each example's channels in `groups` of neighbours, normalised over pixels and channels.
-
-    Raises `ValueError` where the groups do not divide the channels.
-    """
+    """Group normalisation: each example's channels in `groups` of neighbours, normalised over pixels and channels."""
 
     groups: int
     activation: Any = "identity"
@@ -216,7 +202,7 @@ class ChannelScale(_Scaled):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Standardised(Linearized):
-    """Of a layer whose weights are standardised: what the layer's own makes of such weights."""
+    """Of a layer whose weights are standardised: what its own makes of such weights."""
 
     inner: Any
     layer: Any = field(metadata=STATIC)
@@ -317,29 +303,23 @@ def at_inference(
     """
     params, x = network.measurable(params, x)
 
-    def step(layer: Layer, p: Any, h: Array) -> tuple[Array, Params]:
-        return layer.apply(p, h), _fixed_params(layer, p, h)
-
-    _, fixed = network.scan(step, params, x)
+    _, fixed = network.scan(lambda layer, p, h: (layer.apply(p, h), _fixed_params(layer, p, h)), params, x)
     return Network(tuple(replace(stage, layer=_fixed(stage.layer)) for stage in network.stages)), tuple(fixed)
 
 
 def _fixed(layer: Layer) -> Layer:
-    if isinstance(layer, BatchNorm):
-        return ChannelScale(layer.activation)
-    return replace(layer, body=[_fixed(inner) for inner in layer.body]) if isinstance(layer, Block) else layer
+    if isinstance(layer, Block):
+        return replace(layer, body=[_fixed(inner) for inner in layer.body])
+    return ChannelScale(layer.activation) if isinstance(layer, BatchNorm) else layer
 
 
 def _fixed_params(layer: Layer, params: Params, h: Array) -> Params:
     """The parameters of `_fixed(layer)` with the statistics of the input `h`."""
     if isinstance(layer, BatchNorm):
-        mean, per_deviation = layer.statistics(h)
-        scale = params["scale"] * per_deviation
-        return {"scale": scale, "shift": params["shift"] - scale * mean}
-    if not isinstance(layer, Block):
-        return params
+        scale = params["scale"] * layer._normalised(h)[1].ravel()
+        return {"scale": scale, "shift": params["shift"] - scale * layer._together(jnp.mean, h).ravel()}
     fixed = dict(params)
-    for index, inner in enumerate(layer.body):
+    for index, inner in enumerate(layer.body if isinstance(layer, Block) else ()):
         fixed[str(index)] = _fixed_params(inner, params[str(index)], h)
         h = inner.apply(params[str(index)], h)
     return fixed
