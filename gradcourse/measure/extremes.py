@@ -145,11 +145,8 @@ def _where_reaching(gaps: Float[Array, " step"], slope: Float[Array, ""], goal: 
 
 
 def _log_least_part(size: int) -> float:
-    """The logarithm of what a random direction in `size` dimensions has along a given one, but for 5 % of them.
-
-    The density of that part is largest at 0.
-    """
-    half = max(size, 2) / 2
+    """The logarithm of what a random direction in `size` dimensions has along a given one, but for 5 % of them."""
+    half = max(size, 2) / 2  # the density of that part is largest at 0
     return log(DOUBT) + log(pi) / 2 - log(2) + lgamma(half - 0.5) - lgamma(half)
 
 
@@ -188,22 +185,16 @@ def layer_extremes(
     exponent, found = _extremes_of_layers(network, params, x, positive_integer("steps", steps), key)
     for value in (found.largest, found.smallest):
         finite(Scaled(exponent, value))
-    return LayerExtremes(
-        _profile(network, exponent, found, found.largest, found.upper, "largest"),
-        _profile(network, exponent, found, found.smallest, found.lower, "smallest"),
-    )
+    unknown = jnp.where(found.largest > 0, jnp.inf, 0)  # a value of 0 is certain only of a map whose largest is 0
 
+    def profile(which: str, value: Array, end: Array) -> Profile:
+        error = jnp.where(value > 0, jnp.abs(jnp.log(value) - jnp.log(end)), unknown) / (LN10 * NORMAL_95)
+        name = f"{which} singular value of the Jacobian: each layer's output with respect to its input"
+        fraction, whole = jnp.log2(value), jnp.where(value > 0, exponent, 0)
+        return Profile(whole.T, fraction.T, error.T, network.layer_names, name)
 
-def _profile(network: Network, exponent: Array, found: Extremes, value: Array, end: Array, which: str) -> Profile:
-    """The profile, `(batch, layer)`, of singular values `(layer, batch)` with the other ends of their intervals.
-
-    A value of 0 is certain only of a map whose largest is 0.
-    """
-    unknown = jnp.where(found.largest > 0, jnp.inf, 0)
-    error = jnp.where(value > 0, jnp.abs(jnp.log(value) - jnp.log(end)), unknown) / (LN10 * NORMAL_95)
-    exponent = jnp.where(value > 0, exponent, 0)
-    name = f"{which} singular value of the Jacobian: each layer's output with respect to its input"
-    return Profile(exponent.T, jnp.log2(value).T, error.T, network.layer_names, name)
+    largest, upper, smallest, lower = found
+    return LayerExtremes(profile("largest", largest, upper), profile("smallest", smallest, lower))
 
 
 @partial(jax.jit, static_argnums=(0, 3))

@@ -13,17 +13,18 @@ All norms are Frobenius norms: the square root of the sum of squared entries. Ea
 network, whatever its depth, carrying one vector per output (or per input) and example, or random ones with an error
 bar where there are too many (`measure.directions`). After every layer each example's vectors are divided by a power
 of two, which is exact, and the whole exponent is kept. So a norm of 1e-600 is measured in float32 with all its digits.
+
 Batch normalisation couples the examples of a batch: example $a$'s output depends on example $b$'s input. Then $y$ is
 the output of the *whole* batch, $x$ its whole input, and the entry of example $b$ is the norm of
-$\partial (y_1, \ldots, y_B) / \partial h_{l, b}$ on the way back, of $\partial h_{l+1, b} / \partial (x_1, \ldots,
-x_B)$ on the way forward, and of a layer alone as on the way back. Either way the squares of a batch's entries add up to
-the square of the whole Jacobian's norm. So a profile belongs to the batch that it was measured on; it costs one pass
-per output entry *and example*, and without coupling it is what it was. To measure what the network does to single
-examples once its statistics are fixed, see `gradcourse.at_inference`.
+$\partial (y_1, \ldots, y_B) / \partial h_{l, b}$ on the way back and of a layer alone, of $\partial h_{l+1, b} /
+\partial (x_1, \ldots, x_B)$ on the way forward. The squares of a batch's entries add up to the square of the whole
+Jacobian's norm; it costs one pass per output entry *and example*. To measure what the network does to single examples
+once its statistics are fixed, see `gradcourse.at_inference`.
+
 Activations have exponents, too, wherever a layer is linear near 0: they may underflow, and a rectifier's may overflow.
-What no exponent cures is that float32 rounds them: a rectifier whose pre-activation is 0 to within rounding may be on
-in float32 and off in float64, and from there on the two compute different networks.
-Parameters of bfloat16 and float16 are measured in float32: the norms are those of the function that they define.
+What no exponent cures is rounding: a rectifier whose pre-activation is 0 to within it may be on in float32 and off in
+float64, and from there on the two compute different networks. Parameters of bfloat16 and float16 are measured in
+float32: the norms are those of the function that they define.
 
 >>> import jax
 >>> from gradcourse.nn.network import mlp
@@ -170,8 +171,7 @@ def layer_jacobian_norms(
     mesh = checked_mesh(mesh, example=x.shape[0])
     blocks = plan_blocks(network, params, x, directions, memory, mesh, random=random)
     norms, error, is_finite = _squared_norms(network, probes, blocks, mesh, params, x, key)
-    quantity = "each layer's output with respect to its input"
-    return sound(network, params, x, frobenius_profile(network, norms, error, quantity, average=average), is_finite)
+    return sound(network, params, x, frobenius_profile(network, norms, error, "layer", average=average), is_finite)
 
 
 @partial(jax.jit, static_argnums=range(4))
@@ -248,17 +248,16 @@ def log_gain_split(network: Network, params: Params, x: Float[Array, "batch *sha
 @partial(jax.jit, static_argnums=0)
 def _gains(network: Network, params: Params, x: Array) -> tuple[GainSplit, Array]:
     """What `log_gain_split` returns, and whether the norms are finite; it may hold NaN, where they are zero."""
-    coupled = network.couples_examples
-    directions = Directions(prod(network.output_shape) * (x.shape[0] if coupled else 1), coupled=coupled)
-    basis = directions.basis(0, directions.size, batch=x.shape[0], dtype=x.dtype)
-    v = basis.reshape(*basis.shape[:2], *network.output_shape)
+    coupled, batch = network.couples_examples, len(x)
+    directions = Directions(prod(network.output_shape) * (batch if coupled else 1), coupled=coupled)
+    v = directions.basis(0, directions.size, batch=batch, dtype=x.dtype).reshape(-1, batch, *network.output_shape)
     found = pull_through(network, params, x, v, directions.see, careful=True)
     halfway, after = (Scaled(seen.exponent, seen.exact) for seen in (found.halfway, found.after))
-    start = Scaled(jnp.zeros(x.shape[0], jnp.int32), jnp.full(x.shape[0], v[0, 0].size, x.dtype))
-    before = Scaled(*(jnp.concatenate([full[1:], one[None]]) for full, one in zip(after, start, strict=True)))
+    start = Scaled(jnp.zeros((1, batch), jnp.int32), jnp.full((1, batch), v[0, 0].size, x.dtype))
+    before = Scaled(*(jnp.concatenate([full[1:], one]) for full, one in zip(after, start, strict=True)))
     parts = {"weights": (after, halfway), "activation": (halfway, before), "total": (after, before)}
-    profiles = {}
-    for name, (top, bottom) in parts.items():
-        exponent, fraction, error = log_ratio(top, bottom)
-        profiles[name] = Profile(exponent, fraction, error, network.layer_names, f"log gain on the way back, {name}")
-    return GainSplit(**profiles), jnp.all(jnp.isfinite(halfway.square) & jnp.isfinite(after.square))
+    profiles = (
+        Profile(*log_ratio(top, bottom), layers=network.layer_names, quantity=f"log gain on the way back, {name}")
+        for name, (top, bottom) in parts.items()
+    )
+    return GainSplit(*profiles), jnp.all(jnp.isfinite(halfway.square) & jnp.isfinite(after.square))

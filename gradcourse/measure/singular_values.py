@@ -70,9 +70,8 @@ def layer_singular_values(network: Network, params: Params, x: Float[Array, "bat
     r"""Returns all singular values of each $\partial h_{l+1} / \partial h_l$, `(batch, value, layer)`, largest first.
 
     There are as many values as the largest of these Jacobians has; smaller ones are filled up with NaN. Values below 8
-    times machine epsilon (1e-6 in float32) of the layer's largest are reported as exact zeros. Cost: a dense
-    Jacobian, outputs times inputs, and its decomposition per layer and example, one example at a time. Errors as in
-    `gradcourse.measure.jacobians.backward_jacobian_norms`.
+    times machine epsilon of the layer's largest are reported as exact zeros. Cost: a dense Jacobian and its
+    decomposition per layer and example, one example at a time. Errors as in `backward_singular_values`.
     """
     network.check_uncoupled()
     params, x = network.measurable(params, x)
@@ -120,9 +119,8 @@ def summary(values: Profile, what: str, *, average: bool = True) -> Profile:
     | `"rank"` | how many are not zero | mean |
 
     With `average` the profile is `(..., layer)`, the average over the batch with its standard error in decades, NaN
-    for a single example; without, it is `(..., batch, layer)`. All of it is done in the log domain, so nothing
-    underflows. Values that were reported as zeros because they were below rounding, 8 times machine epsilon of a
-    layer's largest, are zeros here: `"rank"` is a numerical rank, and `"smallest"` may be 0 where it is merely small.
+    for a single example; without, it is `(..., batch, layer)`. All in the log domain, so nothing underflows. What was
+    reported as zero is zero here: `"rank"` is a numerical rank, and `"smallest"` may be 0 where it is merely small.
     Raises `ValueError` for an unknown `what` and for a profile without those axes.
 
     >>> values = Profile.from_log10([[[-300.0], [-500.0]]], layers=("0 dense",), quantity="singular values")
@@ -133,8 +131,7 @@ def summary(values: Profile, what: str, *, average: bool = True) -> Profile:
     logs = values.log10_norm
     if logs.ndim < 3:
         raise ValueError(
-            f"values have shape {logs.shape}; accepted is (..., batch, value, layer), "
-            "as backward_singular_values returns it."
+            f"values have shape {logs.shape}; accepted is (..., batch, value, layer), as these functions return."
         )
     power = 1 if what in ("mean", "rank") else 2
     root = 2 if what in ("spectral", "smallest", "frobenius") else 1
@@ -149,37 +146,33 @@ def summary(values: Profile, what: str, *, average: bool = True) -> Profile:
         with np.errstate(divide="ignore"):
             powers = np.log10((logs > -np.inf).sum(axis=-2))
     else:
-        powers = _log10_sum(power * logs, axis=-2)
+        powers = _log10_sum(power * logs)
         if what != "frobenius":
             powers = powers - np.log10(exists.sum(axis=-2))
     error: Any = 0.0
     if average:
-        powers, error = _log10_mean(powers, axis=-2)
+        powers, error = _log10_mean(powers)
     quantity = f"{what.replace('_', ' ')} of the {values.quantity}"
-    return Profile.from_log10(
-        powers / root, layers=values.layers, quantity=quantity, standard_error=np.asarray(error) / root
-    )
+    errors = np.asarray(error) / root
+    return Profile.from_log10(powers / root, layers=values.layers, quantity=quantity, standard_error=errors)
 
 
-def _log10_sum(logs: np.ndarray, axis: int) -> np.ndarray:
-    """The log10 of the sum of `10 ** logs`."""
-    peak = logs.max(axis=axis, keepdims=True)
+def _log10_sum(logs: np.ndarray) -> np.ndarray:
+    """The log10 of the sum of `10 ** logs` over the last axis but one."""
+    peak = logs.max(axis=-2, keepdims=True)
     peak = np.where(np.isfinite(peak), peak, 0)
     with np.errstate(divide="ignore"):
-        return np.log10((10 ** (logs - peak)).sum(axis=axis)) + np.squeeze(peak, axis)
+        return np.log10((10 ** (logs - peak)).sum(axis=-2)) + np.squeeze(peak, -2)
 
 
-def _log10_mean(logs: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """The log10 of the mean of `10 ** logs` and its standard error, in decades."""
-    count = logs.shape[axis]
-    mean = _log10_sum(logs, axis) - np.log10(count)
+def _log10_mean(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The log10 of the mean of `10 ** logs` over the last axis but one, and its standard error, in decades."""
+    count = logs.shape[-2]
+    mean = _log10_sum(logs) - np.log10(count)
     if count == 1:
         return mean, np.full(mean.shape, np.nan)
-    shares = 10 ** (logs - np.expand_dims(np.where(np.isfinite(mean), mean, 0), axis))
-    return mean, shares.std(axis=axis, ddof=1) / np.sqrt(count) / np.log(10)
-
-
-# The sweeps
+    shares = 10 ** (logs - np.expand_dims(np.where(np.isfinite(mean), mean, 0), -2))
+    return mean, shares.std(axis=-2, ddof=1) / np.sqrt(count) / np.log(10)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -242,8 +235,7 @@ def _profile(network: Network, spectra: Spectrum, sizes: list[int], quantity: st
     """The profile of `(layer, batch, value)` singular values, of which each layer has as many as its size."""
     finite(Scaled(spectra.exponent, spectra.norm))
     exponent, norm = (jnp.moveaxis(part, 0, 2) for part in spectra)
-    exists = jnp.arange(norm.shape[1])[:, None] < jnp.asarray(sizes)[None]
-    exists = jnp.broadcast_to(exists[None], norm.shape)
+    exists = jnp.arange(norm.shape[1])[:, None] < jnp.asarray(sizes)
     fraction = jnp.where(exists, jnp.log2(norm), jnp.nan)
     exponent = jnp.where(exists & (norm > 0), exponent, 0)
     name = f"singular values of the Jacobian: {quantity}"

@@ -78,22 +78,8 @@ class Block(Layer):
                 raise TypeError(f"body[{index}]={layer!r} is a {type(layer).__name__}; accepted are layers.")
         if not layers:
             raise ValueError("body is empty; accepted is at least one layer.")
-        self._set(body=layers)
-
-    @property
-    def activation(self) -> Any:
-        """That of the last layer."""
-        return self.body[-1].activation
-
-    @property
-    def draws_by_qr(self) -> bool:
-        """True if a layer of the body does."""
-        return any(layer.draws_by_qr for layer in self.body)
-
-    @property
-    def couples_examples(self) -> bool:
-        """True if a layer of the body does."""
-        return any(layer.couples_examples for layer in self.body)
+        of_any = {name: any(getattr(layer, name) for layer in layers) for name in ("couples_examples", "draws_by_qr")}
+        self._set(body=layers, activation=layers[-1].activation, **of_any)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns the shape of one output of the last layer."""
@@ -173,11 +159,11 @@ class Residual(Block):
     scale: float = 1.0
     learned: bool = False
     kind: ClassVar[str] = "residual"
-    activation = None  # of the sum, whatever the body's last layer has
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(scale=positive_number("scale", self.scale, zero=True), learned=bool(self.learned))
+        scale = positive_number("scale", self.scale, zero=True)
+        self._set(scale=scale, learned=bool(self.learned), activation=None)  # the sum has no activation
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `shape`; raises `ValueError` where the body does not keep it."""

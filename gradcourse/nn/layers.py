@@ -64,16 +64,9 @@ class Layer:
     # The parameters whose gradient is in proportion to the input; then those of the others do not depend on it.
     in_proportion: ClassVar[tuple[str, ...]] = ()
     activation: Any = None  # the `Activation` that makes outputs of pre-activations, if the layer has one
-
-    @property
-    def couples_examples(self) -> bool:
-        """Whether an example's output depends on the other examples of its batch, as in batch normalisation."""
-        return False
-
-    @property
-    def draws_by_qr(self) -> bool:
-        """Whether `init` factorises matrices, which has to be done one at a time (see `wait_for`)."""
-        return False
+    couples_examples: bool = False  # whether an example's output depends on the others, as in batch normalisation
+    draws_by_qr: bool = False  # whether `init` factorises matrices, one at a time (see `wait_for`)
+    bias_variance: float = 0.0  # that biases are drawn with
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns the shape of one output for one input of `shape`; raises `ValueError` where that does not fit."""
@@ -122,11 +115,6 @@ class Layer:
         pre-activations without the biases' part, on average over the weights: $\sigma_w^2$ times them, if dense.
         """
         return None
-
-    @property
-    def bias_variance(self) -> float:
-        r"""The variance $\sigma_b^2$ that biases are drawn with."""
-        return 0.0
 
     def _set(self, **fields: Any) -> None:
         for name, value in fields.items():
@@ -186,17 +174,8 @@ class Affine(Activated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(initializer=initializers.resolve(self.initializer))
-
-    @property
-    def draws_by_qr(self) -> bool:
-        """True for the orthogonal schemes."""
-        return self.initializer.name in ("orthogonal", "delta_orthogonal")
-
-    @property
-    def bias_variance(self) -> float:
-        """The scheme's."""
-        return self.initializer.sigma_b**2
+        scheme = initializers.resolve(self.initializer)
+        self._set(initializer=scheme, bias_variance=scheme.sigma_b**2, draws_by_qr="orthogonal" in scheme.name)
 
     def factor(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
         """Returns weights, inputs or cotangents as they enter a product, for a subclass to round: here as they are."""

@@ -35,7 +35,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._checks import positive_integer, positive_number
-from gradcourse.nn.activations import Activation
 from gradcourse.nn.blocks import Block
 from gradcourse.nn.convolutions import Conv
 from gradcourse.nn.layers import Activated, Dense, Layer, Params, ScaledInput, Shape
@@ -235,17 +234,8 @@ class WeightStandardised(Layer):
     def __post_init__(self) -> None:
         if not isinstance(self.layer, Dense | Conv):
             raise TypeError(f"layer={self.layer!r} is a {type(self.layer).__name__}; accepted is a Dense or a Conv.")
-        self._set(gain=positive_number("gain", self.gain))
-
-    @property
-    def activation(self) -> Activation:
-        """The layer's."""
-        return self.layer.activation
-
-    @property
-    def draws_by_qr(self) -> bool:
-        """Whether the layer does."""
-        return self.layer.draws_by_qr
+        gain = positive_number("gain", self.gain)
+        self._set(gain=gain, activation=self.layer.activation, draws_by_qr=self.layer.draws_by_qr)
 
     def standardised(self, params: Params) -> Params:
         """Returns the parameters that the layer is given."""
