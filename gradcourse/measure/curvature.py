@@ -50,11 +50,10 @@ def sharpness(
 ) -> Sharpness:
     """Returns the largest eigenvalue of the Hessian of `loss(params, *args)` with respect to `params`, any pytree.
 
-    The value is a lower bound that grows with `iterations` (as far as rounding goes) and starts from a random vector;
-    an eigenvalue lies within `residual` of it. `within` looks at a block of the Hessian alone: a pytree of booleans, a
-    prefix of `params`, that says which parameters may move; an array says so for each layer of a stack, along its first
-    axis. Cost: `iterations` times about two gradients, and as many copies of the parameters. Call it under `jit` to
-    compile once for many `params`, under `vmap` for many at once.
+    The value is a lower bound that grows with `iterations` from a random start, but for rounding; an eigenvalue lies
+    within `residual` of it. `within` looks at a block of the Hessian alone: a pytree of booleans, a prefix of `params`,
+    that says which parameters may move; an array says so for each layer of a stack, along its first axis. Cost:
+    `iterations` times about two gradients, and as many copies of the parameters. It runs inside `jit` and `vmap`.
 
     Raises `TypeError` where the parameters are not floating-point numbers or the loss is not a scalar, `ValueError`
     where `within` does not fit or leaves nothing to move.
@@ -84,29 +83,23 @@ def sharpness(
 
 def _mask(within: Any, params: Any) -> np.ndarray:
     """Which entries of the flattened parameters may move."""
-
-    def fill(path: Any, which: Any, part: Any) -> Any:
-        def one(leaf: Any) -> np.ndarray:
-            chosen = np.asarray(which, bool)
-            shape = jnp.shape(leaf)
-            if chosen.ndim > 1 or (chosen.ndim == 1 and shape[:1] != chosen.shape):
-                raise ValueError(
-                    f"within{jax.tree_util.keystr(path)} has shape {chosen.shape} for parameters of shape {shape}; "
-                    "accepted are one boolean, or one for each entry of the first axis."
-                )
-            return np.broadcast_to(chosen.reshape(chosen.shape + (1,) * (len(shape) - chosen.ndim)), shape).ravel()
-
-        return jax.tree.map(one, part)
-
     try:
-        filled = jax.tree_util.tree_map_with_path(fill, within, params)
+        filled = jax.tree.broadcast(within, params)
     except (ValueError, KeyError, TypeError) as error:
-        if str(error).startswith("within"):
-            raise
         raise ValueError(
             f"within={within!r} has another structure than params; accepted is a prefix of it ({error})."
         ) from None
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(filled)])
+
+    def of_leaf(path: Any, leaf: Any, which: Any) -> np.ndarray:
+        chosen, shape = np.asarray(which, bool), jnp.shape(leaf)
+        if chosen.ndim > 1 or (chosen.ndim == 1 and shape[:1] != chosen.shape):
+            raise ValueError(
+                f"within{jax.tree_util.keystr(path)} has shape {chosen.shape} for parameters of shape {shape}; "
+                "accepted are one boolean, or one for each entry of the first axis."
+            )
+        return np.broadcast_to(chosen.reshape(chosen.shape + (1,) * (len(shape) - chosen.ndim)), shape).ravel()
+
+    return np.concatenate(jax.tree.leaves(jax.tree_util.tree_map_with_path(of_leaf, params, filled)))
 
 
 def next_vector(
@@ -132,7 +125,7 @@ def next_vector(
 def _lanczos(product: Callable[[Array], Array], start: Array, steps: int) -> tuple[Array, Array]:
     """The largest Ritz value after `steps` steps, every vector orthogonalised twice against all before it."""
 
-    def step(carry: tuple[Array, Array, Array], index: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
+    def step(carry: Any, index: Array) -> Any:
         basis, v, alive = carry
         basis = basis.at[index].set(v)
         w = product(v)

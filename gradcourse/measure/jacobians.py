@@ -256,8 +256,8 @@ def _gains(network: Network, params: Params, x: Array) -> tuple[GainSplit, Array
     start = Scaled(jnp.zeros((1, batch), jnp.int32), jnp.full((1, batch), v[0, 0].size, x.dtype))
     before = Scaled(*(jnp.concatenate([full[1:], one]) for full, one in zip(after, start, strict=True)))
     parts = {"weights": (after, halfway), "activation": (halfway, before), "total": (after, before)}
-    profiles = (
-        Profile(*log_ratio(top, bottom), layers=network.layer_names, quantity=f"log gain on the way back, {name}")
-        for name, (top, bottom) in parts.items()
-    )
+    profiles = []
+    for name, (top, bottom) in parts.items():
+        exponent, fraction, error = log_ratio(top, bottom)
+        profiles.append(Profile(exponent, fraction, error, network.layer_names, f"log gain on the way back, {name}"))
     return GainSplit(*profiles), jnp.all(jnp.isfinite(halfway.square) & jnp.isfinite(after.square))

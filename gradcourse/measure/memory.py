@@ -6,6 +6,7 @@ of it (`work`), and the results. All are known from shapes alone.
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import ceil
 from typing import Any, NamedTuple
 
 import jax
@@ -44,10 +45,10 @@ def plan_blocks(
 ) -> Blocks:
     """Returns the largest blocks for which a sweep of so many `directions` stays within `memory` bytes.
 
-    Without a budget everything is one block. All directions of one example come before many examples, because every
-    block of directions repeats the pass through the network that finds the slopes. Directions drawn at random in a
-    space of `random` dimensions stay together, for their error takes all pairs, and so do examples that a layer
-    couples. On a mesh, a block is split as evenly as the whole. Raises `ValueError` where the least block takes more.
+    Without a budget everything is one block. All directions of one example come before many examples, for every block
+    of directions finds the slopes anew. Directions drawn at random in a space of `random` dimensions stay together, for
+    their error takes all pairs, and so do examples that a layer couples. On a mesh, a block is split as evenly as the
+    whole. Raises `ValueError` where the least block takes more.
     """
     batch = x.shape[0]
     if memory is None:
@@ -59,19 +60,16 @@ def plan_blocks(
 
     def step(layer: Any, p: Any, h: Any) -> Any:
         h_next, point = layer.linearize(p, h)
-        sizes.append(h_next.size)
-        sizes.append(_entries_per_direction(partial(point.push, p), h))
-        sizes.append(_entries_per_direction(partial(point.pull, p), h_next))
+        half_layers = (partial(point.push, p), h), (partial(point.pull, p), h_next)
+        sizes.extend([h_next.size, *(_entries_per_direction(*half) for half in half_layers)])
         weights.append(sum(leaf.size for leaf in jax.tree.leaves(p)))
         return h_next, point
 
     _, points = jax.eval_shape(lambda p, h: network.scan(step, p, h), params, one)
-    itemsize = x.dtype.itemsize
+    itemsize, vectors = x.dtype.itemsize, VECTORS * max(sizes)
     fixed = (2 * max(weights) + RESULTS * batch * network.depth) * itemsize
-    per_direction = (VECTORS * max(sizes) + FRAMES * random + (3 * directions if random else 0)) * itemsize
-    per_example = (
-        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(points)) + VECTORS * max(sizes) * itemsize
-    )
+    per_direction = (vectors + FRAMES * random + (3 * directions if random else 0)) * itemsize
+    per_example = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(points)) + vectors * itemsize
     least = directions if random else 1
     accepted = fixed + per_example + least * per_direction
     if memory < accepted:
@@ -82,14 +80,8 @@ def plan_blocks(
         )
     carried = directions if random else min(directions, (memory - fixed - per_example) // per_direction)
     examples = together * min(batch // together, (memory - fixed) // (per_example + carried * per_direction))
-    return Blocks(
-        _up(_even(batch, examples), parts(mesh, "example")), _up(_even(directions, carried), parts(mesh, "probe"))
-    )
-
-
-def _even(count: int, most: int) -> int:
-    """The size of as few blocks as can hold `count`, of `most` each, when all are about equally full."""
-    return -(-count // -(-count // most))
+    even = (ceil(count / ceil(count / most)) for count, most in ((batch, examples), (directions, carried)))
+    return Blocks(*(_up(size, parts(mesh, axis)) for size, axis in zip(even, ("example", "probe"), strict=True)))
 
 
 def _entries_per_direction(function: Callable[[Any], Any], like: Any) -> int:
@@ -112,7 +104,7 @@ def _sizes(jaxpr: Any) -> Iterator[int]:
 
 
 def _up(size: int, multiple: int) -> int:
-    return -(-int(size) // multiple) * multiple
+    return ceil(size / multiple) * multiple
 
 
 def in_blocks(function: Callable[[Any], Any], examples: Any, size: int) -> Any:
@@ -123,7 +115,7 @@ def in_blocks(function: Callable[[Any], Any], examples: Any, size: int) -> Any:
     batch = jax.tree.leaves(examples)[0].shape[0]
     if size >= batch:
         return function(examples)
-    count = -(-batch // size)
+    count = ceil(batch / size)
     index = np.minimum(np.arange(count * size), batch - 1)
     blocks = jax.tree.map(lambda leaf: leaf[index].reshape(count, size, *leaf.shape[1:]), examples)
     results = lax.map(function, blocks)

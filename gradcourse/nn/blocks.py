@@ -55,11 +55,6 @@ class _Shortcut(Linearized):
         return v + self.layer.scale_of(params) * self.body.times_slope(self.body.push(params, v))
 
 
-def _chain(parts: list[Linearized]) -> _Chain:
-    *before, last = parts
-    return _Chain(last.slope, (*before, replace(last, slope=None)))
-
-
 @dataclass(frozen=True)
 class Block(Layer):
     """`body`, a few layers in a row that count as one: norms are taken before and after them.
@@ -110,19 +105,11 @@ class Block(Layer):
 
     def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
         """Returns the output and the chain of the layers' linear maps."""
-        parts = []
-        for layer, p in self._layers(params):
-            h, point = layer.linearize(p, h)
-            parts.append(point)
-        return h, _chain(parts)
+        return self._chained(params, h, lambda layer, p, h: layer.linearize(p, h))
 
     def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
         """Returns the output with exponents and the chain of the layers' linear maps."""
-        parts = []
-        for layer, p in self._layers(params):
-            h, point = layer.linearize_scaled(p, h)
-            parts.append(point)
-        return h, _chain(parts)
+        return self._chained(params, h, lambda layer, p, h: layer.linearize_scaled(p, h))
 
     def parameter_gradient(
         self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
@@ -138,6 +125,13 @@ class Block(Layer):
             if index:
                 (v,) = parts[index - 1].times_slope(parts[index].pull(p, v[None]))
         return gradients
+
+    def _chained(self, params: Params, h: Any, linearize: Any) -> tuple[Any, Linearized]:
+        parts = []
+        for layer, p in self._layers(params):
+            h, point = linearize(layer, p, h)
+            parts.append(point)
+        return h, _Chain(parts[-1].slope, (*parts[:-1], replace(parts[-1], slope=None)))
 
     def _layers(self, params: Params) -> list[tuple[Layer, Params]]:
         return [(layer, params[str(index)]) for index, layer in enumerate(self.body)]
@@ -159,11 +153,13 @@ class Residual(Block):
     scale: float = 1.0
     learned: bool = False
     kind: ClassVar[str] = "residual"
+    preactivation = Layer.preactivation  # the output, for the sum has no activation
+    linearize_scaled = Layer.linearize_scaled  # in the general form, for a sum of two terms is of one size
 
     def __post_init__(self) -> None:
         super().__post_init__()
         scale = positive_number("scale", self.scale, zero=True)
-        self._set(scale=scale, learned=bool(self.learned), activation=None)  # the sum has no activation
+        self._set(scale=scale, learned=bool(self.learned), activation=None)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `shape`; raises `ValueError` where the body does not keep it."""
@@ -183,18 +179,10 @@ class Residual(Block):
         """Returns `h + scale * body(h)`."""
         return h + self.scale_of(params) * super().apply(params, h)
 
-    def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
-        """Returns the output: the sum has no activation."""
-        return self.apply(params, h)
-
     def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
         """Returns the output and the linear map, the identity plus `scale` times the body's."""
         output, body = super().linearize(params, h)
         return h + self.scale_of(params) * output, _Shortcut(None, body, self)
-
-    def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
-        """Returns the same with exponents, in the general form: a sum of two terms is of one size."""
-        return Layer.linearize_scaled(self, params, h)
 
     def parameter_gradient(
         self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *shape"]

@@ -214,7 +214,7 @@ class _Standardised(Linearized):
 
 
 @dataclass(frozen=True)
-class WeightStandardised(Layer):
+class WeightStandardised(Activated):
     r"""A `Dense` or `Conv` layer whose weights are standardised each time they are used.
 
     With $n$ the fan-in, each unit's weights have their mean subtracted and are divided by $\sqrt{n}$ times their
@@ -264,15 +264,13 @@ class WeightStandardised(Layer):
         """Returns its pre-activation."""
         return self.layer.preactivation(self.standardised(params), h)
 
-    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
-        """Returns what the layer does with standardised weights."""
-        output, point = self.layer.linearize(self.standardised(params), h)
-        return output, _Standardised(point.slope, replace(point, slope=None), self)
+    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"] | None) -> Linearized:
+        """Returns the layer's linear map, which is given standardised weights."""
+        return _Standardised(slope, self.layer.at(h, None), self)
 
-    def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
-        """Returns what the layer does with standardised weights."""
-        output, point = self.layer.linearize_scaled(self.standardised(params), h)
-        return output, _Standardised(point.slope, replace(point, slope=None), self)
+    def scaled_preactivation(self, params: Params, h: ScaledInput) -> ScaledInput:
+        """Returns its pre-activation with exponents."""
+        return self.layer.scaled_preactivation(self.standardised(params), h)
 
 
 def at_inference(
