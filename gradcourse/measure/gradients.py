@@ -5,7 +5,6 @@ one backward pass with one vector per example. That vector is divided by a power
 there, so a gradient of 1e-400 is right in float32. For a loss of your own, or a model that is no `Network`, see
 `gradcourse.probes`.
 
->>> import jax
 >>> import gradcourse as gc
 >>> data, network = gc.digits(), gc.mlp(64, [30] * 600, 10, activation="sigmoid", init="standard")
 >>> params = network.init(key=jax.random.key(0))
@@ -73,9 +72,8 @@ def activation_gradient_norms(
     integer label, right however confident the network is (from a lead of 2.7e8 on, the gradient is taken to be 0). `x`
     is `(batch, *input_shape)` and `y` anything whose arrays have the batch in front. An entry is taken `at` its layer's
     `"input"` $h_l$, or at its `"preactivation"` $s_l$, where Glorot and Bengio (2010) and He et al. (2015) look; for
-    layers without an activation that is their output. `average` as in `backward_jacobian_norms`: norms are per example,
-    not of the batch's mean loss, which divides each by the batch size. Where batch normalisation couples the examples,
-    $C$ is the sum of all examples' losses; without, that makes no difference.
+    layers without an activation that is their output. `average` as in `backward_jacobian_norms`: norms are per example.
+    Where batch normalisation couples the examples, $C$ is the sum of all examples' losses.
 
     Cost: one forward and one backward pass. Raises as `backward_jacobian_norms`, for labels that do not fit, and
     `ValueError` where the gradient of `loss` itself is not finite.

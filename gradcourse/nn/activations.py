@@ -39,10 +39,9 @@ class Activation:
     - `derivative`: `f'(s)` in a form that keeps its digits in the tails; `None` means autodiff.
     - `derivative_bound`: the supremum of `|f'|`; NaN where unknown.
     - `kinks`: where `f` or `f'` is not smooth; quadrature is split there.
-    - `source`: who proposed it as an activation;
-    - `linear_at_zero`: whether `f(s)` is `s f'(s)` next to 0: then a pre-activation too small for its format can be
-      scaled;
-    - `homogeneous`: whether it is so everywhere, as for rectifiers: then any pre-activation can be scaled;
+    - `source`: who proposed it as an activation.
+    - `linear_at_zero`: whether `f(s)` is `s f'(s)` next to 0, so that the smallest pre-activations can be scaled.
+    - `homogeneous`: whether it is so everywhere, as for rectifiers, so that any pre-activation can be scaled.
     - `kinked_at_zero`: whether the slope jumps at 0, so that the sign of even the smallest pre-activation matters.
 
     What the last three are by default is right for any function.
@@ -66,11 +65,7 @@ class Activation:
         return self.function(jnp.asarray(s))
 
     def slope(self, s: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
-        """Returns `f'(s)`, elementwise, in the shape of `s`.
-
-        >>> float(resolve("relu").slope(-3.0)), float(resolve("relu").slope(3.0))
-        (0.0, 1.0)
-        """
+        """Returns `f'(s)`, elementwise, in the shape of `s`."""
         s = jnp.asarray(s)
         if self.derivative is not None:
             return self.derivative(s)

@@ -17,12 +17,6 @@ $$ \frac{\partial \hat h}{\partial h} = \frac{1}{\sqrt{\sigma^2 + \epsilon}}
 for $\epsilon \to 0$ the projection that takes out the mean and the component along $\hat h$, over $\sigma$ (Santurkar
 et al., 2018, as an inequality). For `BatchNorm` it *couples* different examples, and what a Jacobian is then,
 `measure.jacobians` says. Once a network is trained, `at_inference` fixes the statistics, and nothing is coupled.
-
->>> from gradcourse.nn.network import sequential
->>> block = Block((Dense(64, initializer="he_normal"), BatchNorm("relu")))
->>> network = sequential(64, [block] * 30 + [Dense(10)])
->>> network.couples_examples
-True
 """
 
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -286,8 +280,8 @@ def at_inference(
     >>> network = gc.sequential(64, [Block((Dense(32), BatchNorm("sigmoid")))] * 3 + [Dense(10)])
     >>> params, x = network.init(key=jax.random.key(0)), gc.digits().x_train
     >>> fixed, fixed_params = at_inference(network, params, x)
-    >>> fixed.couples_examples, fixed.apply(fixed_params, x[:1]).shape
-    (False, (1, 10))
+    >>> network.couples_examples, fixed.couples_examples, fixed.apply(fixed_params, x[:1]).shape
+    (True, False, (1, 10))
     """
     params, x = network.measurable(params, x)
 

@@ -12,11 +12,6 @@ another part (the *chaotic* phase). Over how many layers that happens are the de
 
 >>> round(fixed_point("tanh", sigma_w2=2.0, sigma_b2=0.05), 4)
 0.7218
->>> round(critical_weight_variance("tanh", sigma_b2=0.05), 5)
-1.76095
->>> scales = depth_scales("tanh", sigma_w2=2.5, sigma_b2=0.05)
->>> f"{scales.correlation:.3f} {scales.xi_c:.2f}"
-'0.447 11.80'
 """
 
 from functools import partial
@@ -140,8 +135,8 @@ class DepthScales(NamedTuple):
 
     - `q`, `correlation`: the variance of pre-activations, and the correlation of two inputs', after many layers;
     - `chi`: the factor per layer on a gradient's mean square;
-    - `xi_q`, `xi_c`: layers over which the distances from `q` and from `correlation` fall by $e$;
-    - `xi_gradient`: $-1 / \ln \chi$, negative where gradients explode.
+    - `xi_q`, `xi_c`, `xi_gradient`: layers over which the distances from `q` and from `correlation`, and a gradient's
+      mean square, fall by $e$; the last is $-1 / \ln \chi$, negative where gradients explode.
     """
 
     q: float
@@ -155,9 +150,8 @@ class DepthScales(NamedTuple):
 def depth_scales(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0) -> DepthScales:
     r"""Returns the depth scales of Schoenholz et al. (2017) for weights and biases of these variances.
 
-    In the ordered phase ($\chi < 1$) all inputs become alike, with correlation 1 and $\xi_c = \xi_{\text{gradient}}$;
-    in the chaotic phase they come to rest at a correlation below 1. Raises `ValueError` where the variance has no fixed
-    point or that is 0. For activations that are smooth.
+    In the ordered phase the correlation is 1 and $\xi_c = \xi_{\text{gradient}}$; in the chaotic phase it is below 1.
+    For smooth activations. Raises `ValueError` where the variance has no fixed point or that is 0.
 
     >>> scales = depth_scales("tanh", sigma_w2=1.3, sigma_b2=0.05)
     >>> f"{scales.chi:.4f} {scales.xi_q:.3f} {scales.xi_c:.3f} {scales.xi_gradient:.3f}"
@@ -187,8 +181,8 @@ def depth_scales(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0) -> 
 def _correlation_map(activation: Any, q: float, sigma_w2: float, sigma_b2: float) -> np.polynomial.Polynomial:
     r"""The correlation of two inputs' pre-activations of variance `q`, as a function of that in the layer below.
 
-    By Mehler's formula a power series, with the squared coefficients of $f$ in normalised Hermite polynomials:
-    $\mathbb{E} f(u) f(v) = \sum_k a_k^2 c^k$ for $u$, $v$ of correlation $c$.
+    By Mehler's formula, with the coefficients of $f$ in normalised Hermite polynomials, $\mathbb{E} f(u) f(v) = \sum_k
+    a_k^2 c^k$ for $u$, $v$ of correlation $c$.
     """
     f = resolve(activation)
     s, weights = gaussian_rule(jnp.asarray(sqrt(q)), f.kinks)
@@ -204,11 +198,10 @@ def _correlation_map(activation: Any, q: float, sigma_w2: float, sigma_b2: float
 def critical_point(activation: Any, *, sigma_b2: float = 0.0) -> tuple[float, float]:
     r"""Returns the weight variance $\sigma_w^2$ at which `chi_1` is 1, and the variance $q^*$ at rest there.
 
-    On this critical line both $\sigma_w^2 = 1 / \mathbb{E} f'^2$ and $q = \sigma_w^2\, \mathbb{E} f^2 + \sigma_b^2$
-    hold. They are solved for $q$, which the variance map itself might take hundreds of thousands of layers to reach.
-    Without biases it is 0 for most activations; for scale-free ones any $q$ is at rest, and 0 is returned. Raises
-    `ValueError` where there is no solution (a rectifier with biases, softplus) or one from which the variance runs away
-    (gelu or silu with small biases).
+    There both $\sigma_w^2 = 1 / \mathbb{E} f'^2$ and $q = \sigma_w^2\, \mathbb{E} f^2 + \sigma_b^2$ hold; they are
+    solved for $q$, which the variance map might take hundreds of thousands of layers to reach. Without biases it is 0
+    for most activations; for scale-free ones any $q$ is at rest, and 0 is returned. Raises `ValueError` where there is
+    no solution (a rectifier with biases, softplus) or the variance runs away from it (gelu or silu with small biases).
 
     >>> critical_point("relu")
     (2.0, 0.0)

@@ -65,8 +65,7 @@ def preactivation_variances(network: Network, x: Float[ArrayLike, "batch *shape"
     >>> preactivation_variances(network, np.ones((1, 64))).round(6)
     array([2., 2., 2.])
     """
-    stages = _walk(network, _checked(network, x))
-    return np.asarray(joined([q.reshape(len(q), -1).mean(axis=1) for q, _ in stages]))
+    return np.asarray(joined([q.reshape(len(q), -1).mean(axis=1) for q, _ in _walk(network, _checked(network, x))]))
 
 
 @jax.enable_x64(True)
@@ -111,9 +110,8 @@ def _predicted(log_squares: Callable[[Network, Array], Array], network: Network,
 
 
 # Every layer has one linear map A on mean squares per pixel, `(batch, 1)` for vectors and `(batch, height, width, 1)`
-# for images, and three uses of it: A carries the values' mean squares forward, its transpose carries a cotangent's
-# squared norm (summed over channels) back, and A times (channels out / channels in) carries a tangent's squared norm
-# forward.
+# for images: A carries the values' mean squares forward, its transpose a cotangent's squared norm (summed over
+# channels) back, and A times (channels out / channels in) a tangent's squared norm forward.
 
 
 def _maps(network: Network) -> list[Partial]:
@@ -184,7 +182,7 @@ def _everywhere(value: int, shape: tuple[int, ...], x: Array) -> Array:
 
 
 def _log_total(energy: Array, log_scale: Array) -> tuple[tuple[Array, Array], Array]:
-    """The next carry, energies divided by each example's total and the log of the totals so far; and that log."""
+    """Energies divided by each example's total, with the log of the totals so far, as the next carry; and that log."""
     total = energy.reshape(len(energy), -1).sum(axis=1)
     log_scale = log_scale + jnp.log(total)
     return (energy / total.reshape(-1, *[1] * (energy.ndim - 1)), log_scale), log_scale
