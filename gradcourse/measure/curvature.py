@@ -41,12 +41,7 @@ class Sharpness(NamedTuple):
 
 
 def sharpness(
-    loss: Callable[..., Any],
-    params: Any,
-    *args: Any,
-    within: Any = True,
-    iterations: int = 60,
-    key: PRNGKeyArray,
+    loss: Callable[..., Any], params: Any, *args: Any, within: Any = True, iterations: int = 60, key: PRNGKeyArray
 ) -> Sharpness:
     """Returns the largest eigenvalue of the Hessian of `loss(params, *args)` with respect to `params`, any pytree.
 

@@ -118,18 +118,13 @@ def _extremes(thetas: Float[Array, " step"], products: Float[Array, " step"], si
     """The extreme `thetas` and their bounds, from all of them and the products `alpha * beta`."""
     largest, smallest = thetas[0], thetas[-1]
     unit = jnp.where(largest > 0, largest, 1)
-    ratios = thetas / unit
-    squares = jnp.square(ratios)
+    squares = jnp.square(thetas / unit)
     goal = jnp.sum(jnp.log(products / unit / unit)) - _log_least_part(size)
     over = _where_reaching(1 - squares, jnp.ones_like(unit), goal)
     under = _where_reaching(squares - squares[-1], squares[-1], goal)
     rounding = ROUNDING * jnp.finfo(thetas.dtype).eps * largest
-    return Extremes(
-        largest,
-        largest * jnp.sqrt(1 + over) + rounding,
-        smallest,
-        jnp.maximum(smallest * jnp.sqrt(1 - jnp.minimum(under, 1)) - rounding, 0),
-    )
+    lower = jnp.maximum(smallest * jnp.sqrt(1 - jnp.minimum(under, 1)) - rounding, 0)
+    return Extremes(largest, largest * jnp.sqrt(1 + over) + rounding, smallest, lower)
 
 
 def _where_reaching(gaps: Float[Array, " step"], slope: Float[Array, ""], goal: Float[Array, ""]) -> Float[Array, ""]:
@@ -183,8 +178,7 @@ def layer_extremes(
     network.check_uncoupled()
     params, x = network.measurable(params, x)
     exponent, found = _extremes_of_layers(network, params, x, positive_integer("steps", steps), key)
-    for value in (found.largest, found.smallest):
-        finite(Scaled(exponent, value))
+    finite(Scaled(exponent, found.largest + found.smallest))
     unknown = jnp.where(found.largest > 0, jnp.inf, 0)  # a value of 0 is certain only of a map whose largest is 0
 
     def profile(which: str, value: Array, end: Array) -> Profile:
@@ -206,21 +200,19 @@ def _extremes_of_layers(
 
     def step(layer: Layer, one: Any, h: Any) -> Any:
         p, keys = one
-        return layer.linearize_scaled(p, h)[0], lax.map(lambda each: _of_one(layer, p, *each, steps=steps), (*h, keys))
+        return layer.linearize_scaled(p, h)[0], lax.map(partial(_of_one, layer, p, steps), (*h, keys))
 
     trees = list(zip(params, network.parted(keys), strict=True))
     return joined(network.scan(step, trees, as_scaled(x))[1])
 
 
-def _of_one(
-    layer: Layer, p: Any, h: Array, exponent: Array, key: PRNGKeyArray, *, steps: int
-) -> tuple[Int[Array, ""], Extremes]:
+def _of_one(layer: Layer, p: Any, steps: int, one: tuple[Array, Array, PRNGKeyArray]) -> tuple[Array, Extremes]:
     """One layer's extremes at one example. Both halves of the layer are scaled by powers of two on the way."""
+    h, exponent, key = one
     (y, _), point = layer.linearize_scaled(p, (h[None], exponent[None]))
     trial = jax.random.normal(key, (1, 1, *h.shape), h.dtype)
     s, outer = to_unit(point.push(p, trial), tuple(range(y.ndim + 1)))
     _, inner = to_unit(point.times_slope(s), tuple(range(y.ndim + 1)))
-
     outer_power, inner_power = (jnp.ldexp(jnp.ones((), h.dtype), -exponent) for exponent in (outer, inner))
 
     def apply(v: Array) -> Array:

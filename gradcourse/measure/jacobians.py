@@ -47,13 +47,7 @@ from gradcourse.nn.linearized import Linearized
 from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile
 
-__all__ = [
-    "GainSplit",
-    "backward_jacobian_norms",
-    "forward_jacobian_norms",
-    "layer_jacobian_norms",
-    "log_gain_split",
-]
+__all__ = ["GainSplit", "backward_jacobian_norms", "forward_jacobian_norms", "layer_jacobian_norms", "log_gain_split"]
 
 DIRECTIONS_AT_ONCE = 64  # so many are pulled back at a time of layers without a closed form
 
@@ -167,13 +161,7 @@ def layer_jacobian_norms(
 
 @partial(jax.jit, static_argnums=range(4))
 def _squared_norms(
-    network: Network,
-    probes: int | None,
-    blocks: Blocks,
-    mesh: Mesh | None,
-    params: Params,
-    x: Array,
-    key: PRNGKeyArray | None,
+    network: Network, probes: int | None, blocks: Blocks, mesh: Mesh | None, params: Params, x: Array, key: Any
 ) -> tuple[Scaled, Array, Bool[Array, ""]]:
     """The squared norms, `(layer, batch)`, the errors of their log10 roots, and whether all are finite."""
 

@@ -44,9 +44,7 @@ class Stage:
     repeats: int
     shape: Shape
 
-    def scan(
-        self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, *, reverse: bool = False
-    ) -> tuple[Any, Any]:
+    def scan(self, step: Callable[..., Any], carry: Any, xs: Any, *, reverse: bool = False) -> tuple[Any, Any]:
         """Returns `lax.scan` of `step` over the layers; a single one, which may change the carry's shape, is called."""
         if self.repeats > 1:
             return lax.scan(step, carry, xs, length=self.repeats, reverse=reverse)
