@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from gradcourse._checks import positive_integer, positive_number
 from gradcourse.nn.blocks import Block
 from gradcourse.nn.convolutions import Conv
-from gradcourse.nn.layers import Activated, Dense, Layer, Params, ScaledInput, Shape
+from gradcourse.nn.layers import Activated, Affine, Dense, Layer, Params, Shape
 from gradcourse.nn.linearized import STATIC, Diagonal, Linearized, per_channel
 from gradcourse.nn.network import Network
 from gradcourse.nn.network import Params as NetworkParams
@@ -192,23 +192,8 @@ class ChannelScale(_Scaled):
         return Diagonal(slope)
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class _Standardised(Linearized):
-    """Of a layer whose weights are standardised: what its own makes of such weights."""
-
-    inner: Any
-    layer: Any = field(metadata=STATIC)
-
-    def pull(self, params: Params, v: Float[Array, "direction batch *output"]) -> Array:
-        return self.inner.pull(self.layer.standardised(params), v)
-
-    def push(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
-        return self.inner.push(self.layer.standardised(params), v)
-
-
-@dataclass(frozen=True)
-class WeightStandardised(Activated):
+class WeightStandardised(Affine):
     r"""A `Dense` or `Conv` layer whose weights are standardised each time they are used.
 
     With $n$ the fan-in, each unit's weights have their mean subtracted and are divided by $\sqrt{n}$ times their
@@ -224,12 +209,14 @@ class WeightStandardised(Activated):
     layer: Dense | Conv
     gain: float = 1.0
     kind: ClassVar[str] = "standardised"
+    in_proportion: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, Dense | Conv):
             raise TypeError(f"layer={self.layer!r} is a {type(self.layer).__name__}; accepted is a Dense or a Conv.")
         gain = positive_number("gain", self.gain)
-        self._set(gain=gain, activation=self.layer.activation, draws_by_qr=self.layer.draws_by_qr)
+        self._set(gain=gain, activation=self.layer.activation, initializer=self.layer.initializer)
+        super().__post_init__()
 
     def standardised(self, params: Params) -> Params:
         """Returns the parameters that the layer is given."""
@@ -246,25 +233,21 @@ class WeightStandardised(Activated):
             raise ValueError(f"WeightStandardised got an input of shape {shape}, a fan-in of 1; accepted is 2 or more.")
         return self.layer.output_shape(shape)
 
-    def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
-        """Returns the layer's parameters, not standardised."""
-        return self.layer.init(shape, key=key)
+    def weight_shape(self, shape: Shape) -> Shape:
+        """Returns the layer's."""
+        return self.layer.weight_shape(shape)
 
     def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the layer's output with standardised weights."""
         return self.layer.apply(self.standardised(params), h)
 
-    def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
-        """Returns its pre-activation."""
-        return self.layer.preactivation(self.standardised(params), h)
+    def linear(self, weight: Array, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns the standardised weights applied to `h`."""
+        return self.layer.linear(self.standardised({"weight": weight})["weight"], h)
 
-    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"] | None) -> Linearized:
-        """Returns the layer's linear map, which is given standardised weights."""
-        return _Standardised(slope, self.layer.at(h, None), self)
-
-    def scaled_preactivation(self, params: Params, h: ScaledInput) -> ScaledInput:
-        """Returns its pre-activation with exponents."""
-        return self.layer.scaled_preactivation(self.standardised(params), h)
+    def transpose(self, weight: Array, v: Float[Array, "batch *output"], shape: Shape) -> Array:
+        """Returns the transpose of `linear`."""
+        return self.layer.transpose(self.standardised({"weight": weight})["weight"], v, shape)
 
 
 def at_inference(
