@@ -1,11 +1,11 @@
 r"""The largest and the smallest singular value of Jacobians that are too big to be formed.
 
-A convolution with 64 channels on an image of 64 by 64 pixels has a Jacobian of 262144 rows and as many columns: 256
-GiB in float32. It is never formed here, but applied to vectors, and so is its transpose. After $k$ steps of
-Golub-Kahan-Lanczos bidiagonalisation from a random start, $A V = U B$ with orthonormal columns $u_j$, $v_j$ and a
-small bidiagonal $B$ with $\alpha_j$ on its diagonal and $\beta_{j+1}$ next to it (G. Golub and W. Kahan, "Calculating
-the singular values and pseudo-inverse of a matrix", J. SIAM Numer. Anal. B 2, 1965). The largest singular value
-$\theta_1$ of $B$ never exceeds $A$'s, and the smallest, $\theta_k$, is never less.
+A convolution with 64 channels on an image of 64 by 64 pixels has a Jacobian of 256 GiB in float32. It is never formed
+here, but applied to vectors, and so is its transpose. After $k$ steps of Golub-Kahan-Lanczos bidiagonalisation from a
+random start, $A V = U B$ with orthonormal columns $u_j$, $v_j$ and a small bidiagonal $B$ with $\alpha_j$ on its
+diagonal and $\beta_{j+1}$ next to it (G. Golub and W. Kahan, "Calculating the singular values and pseudo-inverse of a
+matrix", J. SIAM Numer. Anal. B 2, 1965). The largest singular value $\theta_1$ of $B$ never exceeds $A$'s, and the
+smallest, $\theta_k$, is never less.
 
 How far off they may be follows from the start being random. The next vector is $v_{k+1} = p(A^\top A) v_1$ with the
 polynomial $p(\lambda) = \prod_j (\lambda - \theta_j^2) / (\alpha_j \beta_{j+1})$. It has length 1, and so at most
@@ -16,13 +16,11 @@ an upper bound of $\sigma_1$: one that holds for at least 95 % of the starts, fo
 $\theta_k^2$ for the smallest (J. van Dorsselaer, M. Hochstenbach and H. van der Vorst, "Computing probabilistic bounds
 for extreme eigenvalues of symmetric matrices with the Lanczos method", SIAM J. Matrix Anal. Appl. 22, 2000; M.
 Hochstenbach, "Probabilistic upper bounds for the matrix two-norm", J. Sci. Comput. 57, 2013). The better known bound
-by the residual promises *some* singular value nearby, not the largest one; while few steps have been taken, the
-largest is often farther away.
+by the residual promises *some* singular value nearby, not the largest one.
 
 A few dozen steps find the largest singular value. The smallest is often an upper bound and no more: where singular
-values crowd at the lower end, as those of random square matrices do, hundreds of steps are too few. Its lower end then
-is 0 and its `standard_error` infinite. With as many steps as the smaller side of the Jacobian has entries, both are
-exact to rounding.
+values crowd at the lower end, as those of random square matrices do, hundreds of steps are too few, and its lower end
+is 0. With as many steps as the smaller side of the Jacobian has entries, both are exact to rounding.
 
 >>> matrix = jnp.diag(jnp.arange(1.0, 1001.0))
 >>> found = golub_kahan(lambda v: matrix @ v, lambda u: u @ matrix, jnp.zeros(1000), steps=60, key=jax.random.key(0))
@@ -161,11 +159,9 @@ def layer_extremes(
     averages over the batch. The largest is a lower bound and the smallest an upper one; 1.96 times the `standard_error`
     reach, with a probability of 95 % and for every map, as far as the true value may be beyond, in decades. It is
     infinite where the smallest may as well be 0, also where the smallest found is 0: below rounding, 8 times machine
-    epsilon of the largest, nothing can be told from 0. `key` draws the starts.
-
-    Cost: per layer and example `steps` passes forward and `steps` back, and `steps` vectors of the input's and of the
-    output's size. Raises `ValueError` or `TypeError` for parameters or inputs that do not fit or are not finite and
-    for `steps` below 1, and `FloatingPointError` where activations or products overflow.
+    epsilon of the largest, nothing can be told from 0. `key` draws the starts. Cost: per layer and example `steps`
+    passes forward and `steps` back, and `steps` vectors of the input's and of the output's size. Errors as in
+    `measure.jacobians.backward_jacobian_norms`, and `ValueError` for `steps` below 1.
 
     >>> from gradcourse.nn.convolutions import Conv
     >>> from gradcourse.nn.network import sequential

@@ -141,8 +141,7 @@ class Block(Layer):
 class Residual(Block):
     r"""`h + scale * body(h)`, where the body is a few layers that keep the shape.
 
-    Its Jacobian is $I + \text{scale} \cdot J_{\text{body}}$, and it counts as one layer: a norm is taken before and
-    after it, for only there do all paths to the output meet. (He, Zhang, Ren and Sun, 2016.) Put `Pointwise` behind it
+    Its Jacobian is $I + \text{scale} \cdot J_{\text{body}}$ (He, Zhang, Ren and Sun, 2016). Put `Pointwise` behind it
     for an activation after the sum.
 
     With `learned`, `scale` is where a parameter `"scale"` starts; ReZero and SkipInit start it at 0 (Bachlechner et

@@ -94,9 +94,8 @@ class Conv(Affine):
         return dot(rows, self.factor(weight).reshape(rows.shape[-1], -1)).reshape(len(h), height, width, -1)
 
     def _transposed(self, weight: Array, v: Array, *, shape: Shape) -> Array:
-        like = jax.ShapeDtypeStruct((v.shape[0], *shape), v.dtype)
-        (pulled,) = jax.linear_transpose(partial(self._convolved, weight), like)(v)
-        return pulled
+        like = jax.ShapeDtypeStruct((len(v), *shape), v.dtype)
+        return jax.linear_transpose(partial(self._convolved, weight), like)(v)[0]
 
     def _turned(self, weight: Array, v: Array, *, shape: Shape) -> Array:
         """The transpose as a convolution of its own: the kernel turned by 180 degrees, its channels swapped.

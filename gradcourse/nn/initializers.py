@@ -1,7 +1,7 @@
 """The initialisation schemes by name, resting on `jax.nn.initializers`.
 
-What matters for gradient flow is one number per scheme, the *weight variance* `sigma_w**2 = fan_in * Var(w)`: how
-much the mean square of a layer's pre-activation exceeds the mean square of its input.
+What matters for gradient flow is the *weight variance* `sigma_w**2 = fan_in * Var(w)`: how much the mean square of a
+layer's pre-activation exceeds the mean square of its input.
 
 | name | weights | `sigma_w**2` | source |
 |---|---|---|---|

@@ -167,7 +167,7 @@ class Activated(Layer):
 
 
 class Affine(Activated):
-    """`f(weights applied to h + bias)`: what `Dense` and `Conv` share, who give it the linear map and its transpose."""
+    """`f(weights applied to h + bias)`: what `Dense` and `Conv` share, who give it the linear map."""
 
     in_proportion: ClassVar[tuple[str, ...]] = ("weight",)
     initializer: Any
@@ -187,7 +187,8 @@ class Affine(Activated):
 
     def transpose(self, weight: Array, v: Float[Array, "batch *output"], shape: Shape) -> Array:
         """Returns the transpose of `linear` applied to a batch of `v`; `shape` is the layer's input shape."""
-        raise NotImplementedError
+        like = jax.ShapeDtypeStruct((len(v), *shape), v.dtype)
+        return jax.linear_transpose(partial(self.linear, weight), like)(v)[0]
 
     def weight_shape(self, shape: Shape) -> Shape:
         """Returns the shape of the weights for inputs of `shape`."""

@@ -12,7 +12,6 @@ True
 """
 
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -66,20 +65,11 @@ class LocallyConnected(Affine):
 
     def linear(self, weight: Array, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns every window times the kernel of its position."""
-        return self._product(self.factor(weight), self.factor(h))
-
-    def transpose(self, weight: Array, v: Float[Array, "batch *output"], shape: Shape) -> Array:
-        """Returns the transposed linear map of `v`."""
-        like = jax.ShapeDtypeStruct((len(v), *shape), v.dtype)
-        (pulled,) = jax.linear_transpose(partial(self._product, self.factor(weight)), like)(self.factor(v))
-        return pulled
-
-    def _product(self, weight: Array, h: Array) -> Array:
         before = (self.kernel_size - 1) // 2
         reach = (before, self.kernel_size - 1 - before)
-        padded = jnp.pad(h, ((0, 0), reach, reach, (0, 0)), mode="wrap")
+        padded = jnp.pad(self.factor(h), ((0, 0), reach, reach, (0, 0)), mode="wrap")
         rows = windows(padded, self.kernel_size, *h.shape[1:3])
-        return jnp.einsum("bhwi,hwio->bhwo", rows, weight, precision="highest")
+        return jnp.einsum("bhwi,hwio->bhwo", rows, self.factor(weight), precision="highest")
 
 
 def untied(network: Network, params: Params) -> Params:

@@ -187,8 +187,8 @@ class Network:
     ) -> tuple[Params, Float[Array, "batch *shape"]]:
         """Returns `params` and `x`, checked as by `check`, in the precision that they are measured in.
 
-        That is float64 if they are float64, else float32: a norm measured in the 8 bits of bfloat16 would be one of
-        rounding, while every bfloat16 and float16 parameter is a float32 number too.
+        That is float64 or float32: a norm measured in the 8 bits of bfloat16 would be one of rounding, while every
+        bfloat16 and float16 parameter is a float32 number too.
         """
         short = jnp.bfloat16, jnp.float16
         params, x = jax.tree.map(
