@@ -22,7 +22,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from gradcourse._checks import traced
+from gradcourse._checks import known_false, traced
 from gradcourse._logdomain import Scaled, check_overflow, normal, profile_of, rescale, total
 from gradcourse.measure.directions import Directions, Seen, checked_directions
 from gradcourse.measure.memory import Blocks, in_blocks, plan_blocks
@@ -169,11 +169,9 @@ def swept(
 
 def sound(network: Network, params: Params, x: Array, measured: R, is_finite: Bool[Array, ""]) -> R:
     """Returns what was `measured`; if it `is_finite` not, raises for the parameter that made it so, or for overflow."""
-    try:
-        check_overflow(is_finite)
-    except FloatingPointError:
+    if known_false(is_finite):
         network.check(params, x)
-        raise
+    check_overflow(is_finite)
     return measured
 
 

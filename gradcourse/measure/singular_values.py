@@ -23,7 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gradcourse._checks import known_name
-from gradcourse._logdomain import Scaled, dot, finite, rescale
+from gradcourse._logdomain import LN10, Scaled, dot, finite, rescale
 from gradcourse.measure._graded import ROUNDING, Spectrum, decomposed
 from gradcourse.nn.layers import Layer, Shape, as_scaled
 from gradcourse.nn.network import Network, Params, joined
@@ -150,10 +150,7 @@ def summary(values: Profile, what: str, *, average: bool = True) -> Profile:
 
 def _log10_sum(logs: np.ndarray) -> np.ndarray:
     """The log10 of the sum of `10 ** logs` over the last axis but one."""
-    peak = logs.max(axis=-2, keepdims=True)
-    peak = np.where(np.isfinite(peak), peak, 0)
-    with np.errstate(divide="ignore"):
-        return np.log10((10 ** (logs - peak)).sum(axis=-2)) + np.squeeze(peak, -2)
+    return np.logaddexp.reduce(LN10 * logs, axis=-2) / LN10
 
 
 def _log10_mean(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -162,8 +159,8 @@ def _log10_mean(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = _log10_sum(logs) - np.log10(count)
     if count == 1:
         return mean, np.full(mean.shape, np.nan)
-    shares = 10 ** (logs - np.expand_dims(np.where(np.isfinite(mean), mean, 0), -2))
-    return mean, shares.std(axis=-2, ddof=1) / np.sqrt(count) / np.log(10)
+    shares = 10 ** (logs - np.where(np.isfinite(mean), mean, 0)[..., None, :])
+    return mean, shares.std(axis=-2, ddof=1) / np.sqrt(count) / LN10
 
 
 @partial(jax.jit, static_argnums=0)

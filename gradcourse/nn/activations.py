@@ -80,12 +80,12 @@ def _softsign_slope(s: Array) -> Array:
     return 1 / jnp.square(1 + jnp.abs(s))
 
 
-def _elu_slope(s: Array) -> Array:
-    return jnp.exp(jnp.minimum(s, 0))
-
-
 def _erf_slope(s: Array) -> Array:
     return 2 / sqrt(pi) * jnp.exp(-jnp.square(s))
+
+
+def _elu_slope(s: Array) -> Array:
+    return jnp.exp(jnp.minimum(s, 0))
 
 
 def _gelu_slope(s: Array) -> Array:
@@ -96,11 +96,7 @@ def _silu_slope(s: Array) -> Array:
     return jax.nn.sigmoid(s) * (1 + s * jax.nn.sigmoid(-s))
 
 
-def _hard_tanh_slope(s: Array) -> Array:
-    return jnp.where(jnp.abs(s) < 1, 1.0, jnp.where(jnp.abs(s) >= 1, 0.0, jnp.nan)).astype(s.dtype)
-
-
-def _step(s: Array, below: float) -> Array:
+def _step(s: Array, below: float = 0.0) -> Array:
     """The derivative of a rectifier with slope `below` on the negative side; at 0 it takes that side's value.
 
     Of NaN, which an overflow leaves, it is NaN: a comparison alone would hide it.
@@ -116,33 +112,31 @@ _gelu = partial(jax.nn.gelu, approximate=False)
 _leaky_relu = partial(jax.nn.leaky_relu, negative_slope=LEAK)
 
 
-# What all smooth ones have in common, most of all, and rectifiers.
+# What all smooth ones have in common, those that are linear next to 0, and rectifiers.
 SMOOTH: dict[str, Any] = {"kinked_at_zero": False}
-NEARLY_LINEAR: dict[str, Any] = {"linear_at_zero": True, **SMOOTH}
+LINEAR: dict[str, Any] = {"linear_at_zero": True, **SMOOTH}
 RECTIFIER: dict[str, Any] = {"linear_at_zero": True, "homogeneous": True}
 KINK = (0.0,)
 
 ACTIVATIONS: dict[str, Activation] = {
     activation.name: activation
     for activation in (
-        Activation("identity", lambda s: s, jnp.ones_like, 1.0, homogeneous=True, **NEARLY_LINEAR),
+        Activation("identity", lambda s: s, jnp.ones_like, 1.0, homogeneous=True, **LINEAR),
         Activation(
             "sigmoid", jax.nn.sigmoid, _sigmoid_slope, 0.25, (), "Verhulst 1838; Rumelhart et al. 1986", **SMOOTH
         ),
-        Activation(
-            "tanh", jnp.tanh, lambda s: 4 * _sigmoid_slope(2 * s), 1.0, (), "LeCun et al. 1989", **NEARLY_LINEAR
-        ),
-        Activation("softsign", jax.nn.soft_sign, _softsign_slope, 1.0, KINK, "Bergstra et al. 2009", **NEARLY_LINEAR),
-        Activation("relu", jax.nn.relu, partial(_step, below=0.0), 1.0, KINK, "Nair & Hinton 2010", **RECTIFIER),
+        Activation("tanh", jnp.tanh, lambda s: 4 * _sigmoid_slope(2 * s), 1.0, (), "LeCun et al. 1989", **LINEAR),
+        Activation("softsign", jax.nn.soft_sign, _softsign_slope, 1.0, KINK, "Bergstra et al. 2009", **LINEAR),
+        Activation("relu", jax.nn.relu, _step, 1.0, KINK, "Nair & Hinton 2010", **RECTIFIER),
         Activation("leaky_relu", _leaky_relu, partial(_step, below=LEAK), 1.0, KINK, "Maas et al. 2013", **RECTIFIER),
-        Activation("elu", jax.nn.elu, _elu_slope, 1.0, KINK, "Clevert et al. 2016", **NEARLY_LINEAR),
+        Activation("elu", jax.nn.elu, _elu_slope, 1.0, KINK, "Clevert et al. 2016", **LINEAR),
         Activation("selu", jax.nn.selu, _selu_slope, SELU_STEEPEST, KINK, "Klambauer et al. 2017", linear_at_zero=True),
-        Activation("gelu", _gelu, _gelu_slope, 1.1289043, (), "Hendrycks & Gimpel 2016", **NEARLY_LINEAR),  # at sqrt(2)
-        Activation("silu", jax.nn.silu, _silu_slope, 1.0998395, (), "Elfwing et al. 2018", **NEARLY_LINEAR),  # at 2.4
+        Activation("gelu", _gelu, _gelu_slope, 1.1289043, (), "Hendrycks & Gimpel 2016", **LINEAR),  # at sqrt(2)
+        Activation("silu", jax.nn.silu, _silu_slope, 1.0998395, (), "Elfwing et al. 2018", **LINEAR),  # at 2.4
         Activation("softplus", jax.nn.softplus, jax.nn.sigmoid, 1.0, (), "Dugas et al. 2001", **SMOOTH),
-        Activation("erf", jax.scipy.special.erf, _erf_slope, 2 / sqrt(pi), (), "Williams 1997", **NEARLY_LINEAR),
+        Activation("erf", jax.scipy.special.erf, _erf_slope, 2 / sqrt(pi), (), "Williams 1997", **LINEAR),
         Activation(
-            "hard_tanh", jax.nn.hard_tanh, _hard_tanh_slope, 1.0, (-1.0, 1.0), "Collobert 2004", **NEARLY_LINEAR
+            "hard_tanh", jax.nn.hard_tanh, lambda s: _step(1 - abs(s)), 1.0, (-1.0, 1.0), "Collobert 2004", **LINEAR
         ),
     )
 }
