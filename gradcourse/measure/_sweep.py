@@ -25,8 +25,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from gradcourse._checks import known_false, traced
 from gradcourse._logdomain import Scaled, check_overflow, normal, profile_of, rescale, total
 from gradcourse.measure.directions import Directions, Seen, checked_directions
-from gradcourse.measure.memory import Blocks, in_blocks, plan_blocks
-from gradcourse.measure.mesh import checked_mesh, gathered, split_over
+from gradcourse.measure.division import Blocks, checked_mesh, gathered, in_blocks, plan_blocks, split_over
 from gradcourse.nn.layers import Layer, ScaledInput, as_scaled
 from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile

@@ -40,8 +40,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from gradcourse._logdomain import Scaled, log_ratio, rescale, total
 from gradcourse.measure._sweep import frobenius_profile, pull_through, sound, swept
 from gradcourse.measure.directions import Directions, Seen, checked_directions
-from gradcourse.measure.memory import Blocks, in_blocks, plan_blocks
-from gradcourse.measure.mesh import checked_mesh, gathered, split_over
+from gradcourse.measure.division import Blocks, checked_mesh, gathered, in_blocks, plan_blocks, split_over
 from gradcourse.nn.layers import Layer, as_scaled
 from gradcourse.nn.linearized import Linearized
 from gradcourse.nn.network import Network, Params, joined

@@ -1,25 +1,36 @@
-"""How much memory a sweep takes, and blocks of examples and directions that keep within a budget.
+"""How work is divided: into blocks that keep within a budget of memory, and over many devices.
 
 A sweep keeps every layer's slopes for each example of a block (`points`), a few vectors for each example and direction
 of it (`work`), and the results. All are known from shapes alone.
+
+A mesh is an array of devices with named axes, made by jax. Three names mean something here: `"seed"`
+(`gradcourse.training.sweeps`), `"example"` and `"probe"` (`gradcourse.measure.jacobians`). A mesh may have any of them,
+of any size.
+
+>>> mesh = checked_mesh(jax.make_mesh((1,), ("example",)), example=4)
+>>> split_over(mesh, jnp.ones((4, 3)), "example").shape
+(4, 3)
 """
 
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from gradcourse._checks import positive_integer
-from gradcourse.measure.mesh import parts
 from gradcourse.nn.network import Network
 
-__all__ = ["Blocks", "in_blocks", "plan_blocks"]
+__all__ = ["Blocks", "checked_mesh", "gathered", "in_blocks", "parts", "plan_blocks", "split_over"]
+
+T = TypeVar("T")
+AXES = ("seed", "example", "probe")
 
 # Alive at once: vectors in one step, before, between and after its two halves, and copies for the product; copies of a
 # random direction while it is drawn and made orthogonal to the others; numbers kept per layer and example.
@@ -120,3 +131,45 @@ def in_blocks(function: Callable[[Any], Any], examples: Any, size: int) -> Any:
     blocks = jax.tree.map(lambda leaf: leaf[index].reshape(count, size, *leaf.shape[1:]), examples)
     results = lax.map(function, blocks)
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(leaf.shape[1], -1)[:, :batch], results)
+
+
+def parts(mesh: Mesh | None, axis: str) -> int:
+    """Returns into how many parts `mesh` splits `axis`; 1 where there is no such axis or no mesh."""
+    return 1 if mesh is None else dict(mesh.shape).get(axis, 1)
+
+
+def checked_mesh(mesh: Mesh | None, **sizes: int) -> Mesh | None:
+    """Returns `mesh` if it has a known axis and each of `sizes` can be split over the axis of its name.
+
+    All its axes are made `Auto`, jax's word for meshes on which it finds the way of splitting by itself. Raises
+    `TypeError` for anything but a mesh, `ValueError` where a size is no multiple of the number of devices along its
+    axis.
+    """
+    if mesh is None:
+        return None
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh={mesh!r} is a {type(mesh).__name__}; accepted is what jax.make_mesh returns, or None.")
+    if not set(mesh.axis_names) & set(AXES):
+        raise ValueError(f"mesh has the axes {mesh.axis_names}; accepted is at least one of {AXES}.")
+    for axis, size in sizes.items():
+        if size % parts(mesh, axis):
+            raise ValueError(
+                f"mesh has {parts(mesh, axis)} devices along {axis!r} and there are {size}; accepted is a multiple. "
+                f"Take as many more or fewer, or a mesh with another size of {axis!r}."
+            )
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def split_over(mesh: Mesh | None, array: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
+    """Returns `array`, inside `jit`, with its leading axes split over the mesh's axes of these names."""
+    if mesh is None:
+        return array
+    spec = PartitionSpec(*(axis if axis in mesh.axis_names else None for axis in axes))
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+
+
+def gathered(mesh: Mesh | None, tree: T) -> T:
+    """Returns the arrays in `tree`, inside `jit`, whole on every device, so that every process can read it."""
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
