@@ -91,20 +91,16 @@ def push_through(network: Network, params: Params, x: Array, v: Array, see: See,
 
 
 def _forward_step(careful: bool, layer: Layer, p: Any, h: ScaledInput) -> tuple[ScaledInput, tuple[Any, Any]]:
-    """The layer's output for an input with exponents, its linear map, and whether the output was in range."""
+    """The layer's output for an input with exponents, its linear map, and whether no example's output underflows."""
     if careful:
         h, point = layer.linearize_scaled(p, h)
         return h, (point, None)
     output, point = layer.linearize(p, h[0])
-    return (output, h[1]), (point, _in_range(layer, output))
-
-
-def _in_range(layer: Layer, output: Float[Array, "batch *output"]) -> Array | None:
-    """Whether every example's largest output is far from underflow; `None` if the sign of small ones is no matter."""
-    if layer.activation is None or not layer.activation.kinked_at_zero:
-        return None
-    peak = jnp.max(jnp.abs(output), axis=range(1, output.ndim))
-    return jnp.all(peak > jnp.finfo(output.dtype).tiny ** 0.5)
+    in_range = None
+    if layer.activation is not None and layer.activation.kinked_at_zero:  # so that the sign of small ones matters
+        peak = jnp.max(jnp.abs(output), axis=range(1, output.ndim))
+        in_range = jnp.all(peak > jnp.finfo(output.dtype).tiny ** 0.5)
+    return (output, h[1]), (point, in_range)
 
 
 def _all(flags: Any) -> Bool[Array, ""]:
@@ -143,7 +139,6 @@ def swept(
     network: Network,
     params: Params,
     x: Array,
-    *,
     average: bool,
     probes: int | None,
     sketch: int,
@@ -175,9 +170,7 @@ def sound(network: Network, params: Params, x: Array, measured: R, is_finite: Bo
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _measured(
-    network: Network, plan: Plan, params: Params, x: Array, key: PRNGKeyArray | None
-) -> tuple[Profile, Bool[Array, ""]]:
+def _measured(network: Network, plan: Plan, params: Params, x: Array, key: Any) -> tuple[Profile, Bool[Array, ""]]:
     """What `swept` returns, and whether it can be trusted: the careful way, wherever it is finite."""
     directions, mesh = plan.directions, plan.mesh
 

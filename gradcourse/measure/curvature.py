@@ -77,7 +77,6 @@ def sharpness(
 
 
 def _mask(within: Any, params: Any) -> np.ndarray:
-    """Which entries of the flattened parameters may move."""
     try:
         filled = jax.tree.broadcast(within, params)
     except (ValueError, KeyError, TypeError) as error:

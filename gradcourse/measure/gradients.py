@@ -120,9 +120,8 @@ def update_to_weight_ratios(network: Network, params: Params, updates: Params, *
 
     `updates` is what `optimizer.update` returns, in the form of `params`; half precision is squared in float32. `part`
     and layers as in `parameter_gradient_norms`; parameters that are all zero, such as fresh biases, make the ratio
-    infinite (NaN if the update is zero too). Raises `ValueError` where `updates` has other shapes than `params` or is
-    not finite, `TypeError` where it is no tuple of floating-point numbers. Around 1e-3 is a rule of thumb (Karpathy,
-    makemore, part 3).
+    infinite (NaN if the update is zero too). Around 1e-3 is a rule of thumb (Karpathy, makemore, part 3). Raises
+    `ValueError` or `TypeError` where `updates` does not fit `params` or is not finite.
 
     >>> from gradcourse.nn.network import mlp
     >>> network = mlp(3, [5, 5], 2)
@@ -142,8 +141,7 @@ def update_to_weight_ratios(network: Network, params: Params, updates: Params, *
     return Profile(update.exponent - weight.exponent, fraction, jnp.zeros_like(fraction), layers, quantity)
 
 
-# The sweep: at each layer, `see` is told its parameters, its input and the cotangent on its pre-activation. These two
-# have an exponent for each example.
+# At each layer, `see` is told its parameters, its input and the cotangent on its pre-activation, both with exponents.
 See = Callable[[Layer, Any, ScaledInput, Array, Array], Any]
 Sound = tuple[Bool[Array, ""], Bool[Array, ""]]  # whether the outputs are finite, and the loss's gradient there
 
@@ -262,11 +260,7 @@ def layer_squares(tree: Params, part: str = "all") -> Scaled:
     return joined([sum_of_squares(leaves, kept=1) for leaves in chosen if leaves])
 
 
-# Parts and checks
-
-
 def _chosen(tree: Any, part: str) -> list[Any]:
-    """The arrays of `tree` that bear the name `part`."""
     return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if part in ("all", _name(path))]
 
 
@@ -288,7 +282,6 @@ def layers_with(network: Network, params: Params, part: str) -> tuple[str, ...]:
 
 
 def _have(network: Network, params: Params, part: str) -> list[bool]:
-    """Whether each layer has parameters called `part`."""
     return [
         bool(_chosen(p, part)) for p, stage in zip(params, network.stages, strict=True) for _ in range(stage.repeats)
     ]
@@ -309,7 +302,6 @@ def _checked_updates(updates: Any, params: Params) -> Params:
 
 
 def _in_one_precision(*trees: Any) -> Any:
-    """Returns the trees with all numbers that have a point in float64 if any of them is, else in float32."""
     dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(trees)))
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, trees)
 

@@ -14,12 +14,11 @@ network, whatever its depth, carrying one vector per output (or per input) and e
 bar where there are too many (`measure.directions`). After every layer each example's vectors are divided by a power
 of two, which is exact, and the whole exponent is kept. So a norm of 1e-600 is measured in float32 with all its digits.
 
-Batch normalisation couples the examples of a batch: example $a$'s output depends on example $b$'s input. Then $y$ is
-the output of the *whole* batch, $x$ its whole input, and the entry of example $b$ is the norm of
-$\partial (y_1, \ldots, y_B) / \partial h_{l, b}$ on the way back and of a layer alone, of $\partial h_{l+1, b} /
-\partial (x_1, \ldots, x_B)$ on the way forward. The squares of a batch's entries add up to the square of the whole
-Jacobian's norm; it costs one pass per output entry *and example*. To measure what the network does to single examples
-once its statistics are fixed, see `gradcourse.at_inference`.
+Batch normalisation couples the examples of a batch. Then $y$ is the output of the *whole* batch, $x$ its whole input,
+and the entry of example $b$ is the norm of $\partial (y_1, \ldots, y_B) / \partial h_{l, b}$ on the way back and of a
+layer alone, of $\partial h_{l+1, b} / \partial (x_1, \ldots, x_B)$ on the way forward. The squares of a batch's entries
+add up to that of the whole Jacobian's norm; it costs one pass per output entry *and example*. To measure what the
+network does to single examples once its statistics are fixed, see `gradcourse.at_inference`.
 
 Activations have exponents, too, wherever a layer is linear near 0: they may underflow, and a rectifier's may overflow.
 What no exponent cures is rounding: a rectifier whose pre-activation is 0 to within it may be on in float32 and off in
@@ -52,11 +51,9 @@ DIRECTIONS_AT_ONCE = 64  # so many are pulled back at a time of layers without a
 
 
 class GainSplit(NamedTuple):
-    """The log10 gain of every layer on the way back, in two parts that add up to the whole.
+    """The log10 gain of every layer on the way back: of a cotangent's norm, from the layer's output to its input.
 
-    - `weights`: the change of the cotangent's norm through the layer's transposed weights;
-    - `activation`: its change through the layer's activation slopes;
-    - `total`: from the layer's output to its input.
+    It is the sum of that through the layer's transposed `weights` and that through the slopes of its `activation`.
     """
 
     weights: Profile
@@ -98,9 +95,7 @@ def backward_jacobian_norms(
     >>> f"{backward_jacobian_norms(network, params, x).log10_norm[0]:.1f}"
     '-256.8'
     """
-    return swept(
-        "output", network, params, x, average=average, probes=probes, sketch=sketch, key=key, memory=memory, mesh=mesh
-    )
+    return swept("output", network, params, x, average, probes, sketch, key, memory, mesh)
 
 
 def forward_jacobian_norms(
@@ -119,9 +114,7 @@ def forward_jacobian_norms(
 
     Arguments and errors as in `backward_jacobian_norms`. Cost: one forward pass per input entry.
     """
-    return swept(
-        "input", network, params, x, average=average, probes=probes, sketch=sketch, key=key, memory=memory, mesh=mesh
-    )
+    return swept("input", network, params, x, average, probes, sketch, key, memory, mesh)
 
 
 def layer_jacobian_norms(
@@ -208,10 +201,10 @@ def log_gain_split(network: Network, params: Params, x: Float[Array, "batch *sha
     r"""Returns each layer's log10 gain on the way back, split into a weight part and an activation part.
 
     With $D_l$ the diagonal matrix of slopes and $W_l$ the linear map of layer $l$, $J_l = D_l W_l$, and the gain from
-    $\|\partial y/\partial h_{l+1}\|$ to $\|\partial y/\partial h_l\|$ is the gain through $D_l$ times the gain through
-    $W_l$. Norms are root mean squares over the batch; the standard errors are those of the ratios. Layers without
-    weights (pooling, flatten) count as weights. A gain is minus infinity where the cotangent becomes exactly zero, and
-    NaN where it is zero already. Arguments, cost and errors as in `backward_jacobian_norms`.
+    $\|\partial y/\partial h_{l+1}\|$ to $\|\partial y/\partial h_l\|$ is that through $D_l$ times that through $W_l$.
+    Norms are root mean squares over the batch; the standard errors are those of the ratios. Layers without weights
+    (pooling, flatten) count as weights. A gain is minus infinity where the cotangent becomes exactly zero, and NaN
+    where it is zero already. Arguments, cost and errors as in `backward_jacobian_norms`.
 
     >>> from gradcourse.nn.network import mlp
     >>> network = mlp(8, [32] * 4, 4, activation="sigmoid", init="standard")

@@ -189,14 +189,11 @@ def _layer_spectra(network: Network, params: Params, x: Array) -> Spectrum:
     def of_one(layer: Layer, p: Any, one: tuple[Array, Array]) -> Spectrum:
         h, own = one
         (y, _), point = layer.linearize_scaled(p, (h[None], own[None]))
-        if y.size <= h.size:
-            v, shift, _ = rescale(point.times_slope(_basis(y.shape[1:], y)), jnp.zeros(1, jnp.int32))
-            v, shift, _ = rescale(point.pull(p, v), shift)
-        else:
-            v, shift, _ = rescale(point.push(p, _basis(h.shape, y)), jnp.zeros(1, jnp.int32))
-            v, shift, _ = rescale(point.times_slope(v), shift)
-        matrix = v.reshape(v.shape[0], -1)
-        values = jnp.linalg.svd(matrix, compute_uv=False)
+        back, forth = (point.times_slope, partial(point.pull, p)), (partial(point.push, p), point.times_slope)
+        first, second = back if y.size <= h.size else forth
+        v, shift, _ = rescale(first(_basis(y.shape[1:] if y.size <= h.size else h.shape, y)), jnp.zeros(1, jnp.int32))
+        v, shift, _ = rescale(second(v), shift)
+        values = jnp.linalg.svd(v.reshape(len(v), -1), compute_uv=False)
         values = jnp.where(values <= ROUNDING * jnp.finfo(values.dtype).eps * values[:1], 0, values)
         norm, exponent = jnp.frexp(jnp.pad(values, (0, count - values.size)))
         return Spectrum(exponent + shift, norm)

@@ -110,7 +110,6 @@ class Conv(Affine):
         return _convolve(turned, v, pads, 1, wrap=self.padding == "CIRCULAR")
 
     def _pads(self, shape: Shape) -> Sequence[tuple[int, int]]:
-        """How many pixels are added on either side, for each side of an image."""
         padding = "VALID" if self.padding == "VALID" else "SAME"
         window = (self.kernel_size, self.kernel_size)
         return lax.padtype_to_pads(shape[:2], window, (self.stride, self.stride), padding)

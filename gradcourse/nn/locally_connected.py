@@ -31,10 +31,6 @@ class LocallyConnected(Affine):
     """`f(kernel_p * h + bias)` with a kernel of its own at every position `p`, and the borders wrapped round.
 
     Weight `(height, width, kernel_size ** 2 * in, out)`, every position's kernel drawn as that of a convolution.
-
-    >>> layer = LocallyConnected(8, "tanh")
-    >>> layer.init((4, 4, 3), key=jax.random.key(0))["weight"].shape
-    (4, 4, 27, 8)
     """
 
     channels: int

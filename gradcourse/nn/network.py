@@ -75,7 +75,7 @@ class Network:
 
     @property
     def couples_examples(self) -> bool:
-        """Whether an example's output depends on the other examples of its batch, as in batch normalisation."""
+        """Whether an example's output depends on the others of its batch, as in batch normalisation."""
         return any(stage.layer.couples_examples for stage in self.stages)
 
     @cached_property
@@ -241,8 +241,7 @@ def sequential(input_shape: int | Shape, layers: Sequence[Layer]) -> Network:
     Equal neighbours of equal shape become one scanned stage. Raises `ValueError` where there is no layer or one does
     not fit the shape before it.
 
-    >>> from gradcourse.nn.convolutions import Conv, MaxPool
-    >>> from gradcourse.nn.layers import Dense, Flatten
+    >>> from gradcourse.nn.convolutions import MaxPool
     >>> network = sequential((8, 8, 1), [Conv(4, "relu"), MaxPool(2), Flatten(), Dense(10)])
     >>> network.layer_names
     ('0 conv', '1 max pool', '2 flatten', '3 dense')

@@ -255,9 +255,9 @@ def at_inference(
 ) -> tuple[Network, NetworkParams]:
     """Returns the network and its parameters with every `BatchNorm`'s statistics fixed to those of the batch `x`.
 
-    Each becomes a `ChannelScale`, so examples are no longer coupled. Give all training data, or a large part of it:
-    then these are the population's statistics (Ioffe and Szegedy, 2015, algorithm 2), of which libraries keep running
-    averages. On `x` itself the outputs stay what they were. Raises as `measure.jacobians.backward_jacobian_norms`.
+    Each becomes a `ChannelScale`, so examples are no longer coupled. Of all training data, or a large part of it, these
+    are the population's statistics (Ioffe and Szegedy, 2015, algorithm 2). On `x` itself the outputs stay what they
+    were. Raises as `measure.jacobians.backward_jacobian_norms`.
 
     >>> import gradcourse as gc
     >>> network = gc.sequential(64, [Block((Dense(32), BatchNorm("sigmoid")))] * 3 + [Dense(10)])

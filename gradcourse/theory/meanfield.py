@@ -68,7 +68,6 @@ def preactivation_variances(network: Network, x: Float[ArrayLike, "batch *shape"
     return np.asarray(joined([q.reshape(len(q), -1).mean(axis=1) for q, _ in _walk(network, _checked(network, x))]))
 
 
-@jax.enable_x64(True)
 def backward_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"]) -> Profile:
     r"""Returns the predicted root mean square, over weights and batch, of $\|\partial y / \partial h_l\|_F$.
 
@@ -83,13 +82,11 @@ def backward_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"
     return _predicted(_backward, network, x, "output with respect to each layer's input")
 
 
-@jax.enable_x64(True)
 def forward_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"]) -> Profile:
     r"""Returns the same of $\|\partial h_{l+1} / \partial x\|_F$: each layer's output with respect to the input."""
     return _predicted(_forward, network, x, "each layer's output with respect to the input")
 
 
-@jax.enable_x64(True)
 def layer_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"]) -> Profile:
     r"""Returns the same of $\|\partial h_{l+1} / \partial h_l\|_F$: each layer's output with respect to its input."""
     return _predicted(_single, network, x, "each layer's output with respect to its input")
@@ -99,6 +96,7 @@ def _checked(network: Network, x: Any) -> Array:
     return measurable_input(np.asarray(x, np.float64), network.input_shape, np.float64)
 
 
+@jax.enable_x64(True)
 def _predicted(log_squares: Callable[[Network, Array], Array], network: Network, x: Any, quantity: str) -> Profile:
     logs = log_squares(network, _checked(network, x))  # (layer, batch)
     log_mean = jax.scipy.special.logsumexp(logs, axis=1) - log(logs.shape[1])
@@ -115,7 +113,6 @@ def _predicted(log_squares: Callable[[Network, Array], Array], network: Network,
 
 
 def _maps(network: Network) -> list[Partial]:
-    """The map A of each stage."""
     maps = []
     for stage in network.stages:
         if (found := stage.layer.mean_square_map(stage.shape)) is None:
@@ -177,7 +174,6 @@ def _single(network: Network, x: Array) -> Array:
 
 
 def _everywhere(value: int, shape: tuple[int, ...], x: Array) -> Array:
-    """The value at every pixel of every example."""
     return jnp.full((len(x), *shape[:-1], 1), float(value))
 
 
