@@ -29,6 +29,9 @@ ROUNDING = 8  # times machine epsilon and the largest: what is zero
 APART = 60  # columns further apart than 2 ** 60 turn as if they were infinitely far apart
 SWEEPS = 30  # rotations converge quadratically, in about six sweeps over all pairs and in one or two when graded
 
+# Columns with exponents, and the orthonormal vectors that they are multiplied by.
+Columns = tuple[Float[Array, "rank value"], Int[Array, " rank"], Float[Array, "rank rank"]]
+
 
 class Spectrum(NamedTuple):
     """Singular values `norm * 2 ** exponent`, the largest first, `norm` in [0.5, 1) or exactly 0."""
@@ -50,9 +53,7 @@ def decomposed(
     return jnp.moveaxis(rows, 0, 1).reshape(v.shape), spectrum
 
 
-def _graded_decomposition(
-    rows: Float[Array, "value width"], exponent: Int[Array, " value"]
-) -> tuple[Spectrum, Float[Array, "value width"]]:
+def _graded_decomposition(rows: Float[Array, "value width"], exponent: Array) -> tuple[Spectrum, Array]:
     """The singular values of `rows * 2 ** exponent`, and its right singular vectors times their `norm`."""
     right, left = jnp.linalg.qr(rows.T)  # rows = left.T @ right.T
     rounding = ROUNDING * jnp.finfo(rows.dtype).eps * jnp.linalg.norm(rows, axis=1).max()
@@ -69,9 +70,7 @@ def _graded_decomposition(
     return Spectrum(exponent, jnp.pad(norm[order], (0, missing))), jnp.pad(turned, ((0, missing), (0, 0)))
 
 
-def _eliminated(
-    rows: Float[Array, "value rank"], exponent: Int[Array, " value"], rounding: Float[Array, ""]
-) -> tuple[Float[Array, "rank value"], Int[Array, " rank"], Float[Array, "rank rank"]]:
+def _eliminated(rows: Float[Array, "value rank"], exponent: Int[Array, " value"], rounding: Array) -> Columns:
     """Returns `rows * 2 ** exponent` as columns, each with its exponent, times orthonormal vectors.
 
     At every step the largest scaled row becomes a vector, and its direction is taken out of all rows. So no entry of
@@ -104,9 +103,7 @@ def _eliminated(
     return columns, chosen, vectors
 
 
-def _rotated(
-    columns: Float[Array, "rank value"], exponent: Int[Array, " rank"], turn: Float[Array, "rank rank"]
-) -> tuple[Float[Array, "rank value"], Int[Array, " rank"], Float[Array, "rank rank"]]:
+def _rotated(columns: Array, exponent: Array, turn: Array) -> Columns:
     """Returns the columns, `columns * 2 ** exponent`, made orthogonal by rotations, which `turn` undergoes too."""
     rank = columns.shape[0]
     if rank == 1:

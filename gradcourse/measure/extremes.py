@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._checks import positive_integer
 from gradcourse._logdomain import LN10, Scaled, finite, to_unit
@@ -188,9 +188,7 @@ def layer_extremes(
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def _extremes_of_layers(
-    network: Network, params: Params, x: Array, steps: int, key: PRNGKeyArray
-) -> tuple[Int[Array, "layer batch"], Extremes]:
+def _extremes_of_layers(network: Network, params: Params, x: Array, steps: int, key: Any) -> tuple[Array, Extremes]:
     """The extremes of every layer, `(layer, batch)`, in units of two to the power of the exponents."""
     keys = jax.random.split(key, (network.depth, x.shape[0]))
 

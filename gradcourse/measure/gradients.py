@@ -217,14 +217,11 @@ def _sound(found: tuple[Scaled, Sound]) -> Scaled:
     return finite(norms)
 
 
-def _cross_entropy_gradient(
-    z: Float[Array, "batch classes"], label: Int[Array, " batch"]
-) -> tuple[Float[Array, "batch classes"], Int[Array, " batch"]]:
+def _cross_entropy_gradient(z: Float[Array, "batch classes"], label: Int[Array, " batch"]) -> ScaledInput:
     r"""The gradient of the softmax's cross-entropy, `v * 2 ** exponent`.
 
-    The softmax minus 1 at the label would be a difference of nearly equal numbers. So it is built from the others:
-    with $m$ the largest output but the label's it is $e^{z_j - m}$, at the label minus the sum of these, and all of
-    it times $e^m / \sum_j e^{z_j}$.
+    The softmax minus 1 at the label would be a difference of nearly equal numbers. So, with $m$ the largest output but
+    the label's, it is $e^{z_j - m}$, at the label minus the sum of these, all times $e^m / \sum_j e^{z_j}$.
     """
     if z.shape[1] == 1:
         return as_scaled(0 * z)

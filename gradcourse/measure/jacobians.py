@@ -1,13 +1,8 @@
 r"""Per-layer Jacobian norms, all layers in one sweep, in the log domain.
 
 Write $h_0 = x$ for the input, $h_{l+1}$ for the output of layer $l$, $y$ for the network's output, and
-$J_l = \partial h_{l+1} / \partial h_l$. Then
-
-- `backward_jacobian_norms`: the norm of $\partial y / \partial h_l = J_{L-1} \cdots J_l$, which back-propagation
-  multiplies;
-- `forward_jacobian_norms`: the norm of $\partial h_{l+1} / \partial x = J_l \cdots J_0$;
-- `layer_jacobian_norms`: the norm of $J_l$ alone;
-- `log_gain_split`: how much of each layer's gain is due to its weights, how much to its activation.
+$J_l = \partial h_{l+1} / \partial h_l$. Then $\partial y / \partial h_l = J_{L-1} \cdots J_l$ is what back-propagation
+multiplies, and $\partial h_{l+1} / \partial x = J_l \cdots J_0$.
 
 All norms are Frobenius norms: the square root of the sum of squared entries. Each function sweeps once through the
 network, whatever its depth, carrying one vector per output (or per input) and example, or random ones with an error

@@ -53,8 +53,8 @@ def backward_singular_values(network: Network, params: Params, x: Float[Array, "
     """
     network.check_uncoupled()
     params, x = network.measurable(params, x)
-    sizes = [prod(shape) for shape in _shapes(network)[:-1]]
-    return _profile(network, _backward_sweep(network, params, x), sizes, "output with respect to each layer's input")
+    spectra, sizes = _backward_sweep(network, params, x), _sizes(network)[:-1]
+    return _profile(network, spectra, sizes, "output with respect to each layer's input")
 
 
 def layer_singular_values(network: Network, params: Params, x: Float[Array, "batch *shape"]) -> Profile:
@@ -66,9 +66,7 @@ def layer_singular_values(network: Network, params: Params, x: Float[Array, "bat
     """
     network.check_uncoupled()
     params, x = network.measurable(params, x)
-    sizes = [prod(shape) for shape in _shapes(network)]
-    counts = [min(pair) for pair in pairwise(sizes)]
-    spectra = _layer_spectra(network, params, x)
+    spectra, counts = _layer_spectra(network, params, x), [min(pair) for pair in pairwise(_sizes(network))]
     return _profile(network, spectra, counts, "each layer's output with respect to its input")
 
 
@@ -183,8 +181,7 @@ def _backward_sweep(network: Network, params: Params, x: Array) -> Spectrum:
 @partial(jax.jit, static_argnums=0)
 def _layer_spectra(network: Network, params: Params, x: Array) -> Spectrum:
     """The singular values, `(layer, batch, value)`, of every layer's own Jacobian."""
-    sizes = [prod(shape) for shape in _shapes(network)]
-    count = max(min(pair) for pair in pairwise(sizes))
+    count = max(min(pair) for pair in pairwise(_sizes(network)))
 
     def of_one(layer: Layer, p: Any, one: tuple[Array, Array]) -> Spectrum:
         h, own = one
@@ -211,9 +208,9 @@ def _basis(shape: Shape, like: Array) -> Float[Array, "direction batch *shape"]:
     return jnp.broadcast_to(units, (size, like.shape[0], *shape))
 
 
-def _shapes(network: Network) -> list[Shape]:
-    """The shapes of $h_0$ to $h_L$."""
-    return [*(stage.shape for stage in network.stages for _ in range(stage.repeats)), network.output_shape]
+def _sizes(network: Network) -> list[int]:
+    """The sizes of $h_0$ to $h_L$."""
+    return [*(prod(stage.shape) for stage in network.stages for _ in range(stage.repeats)), prod(network.output_shape)]
 
 
 def _profile(network: Network, spectra: Spectrum, sizes: list[int], quantity: str) -> Profile:

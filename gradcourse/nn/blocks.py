@@ -111,9 +111,7 @@ class Block(Layer):
         """Returns the output with exponents and the chain of the layers' linear maps."""
         return self._chained(params, h, lambda layer, p, h: layer.linearize_scaled(p, h))
 
-    def parameter_gradient(
-        self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
-    ) -> Params:
+    def parameter_gradient(self, params: Params, h: Array, v: Float[Array, "batch *output"]) -> Params:
         """Returns the gradient of `params` at the input `h` for the cotangent `v` on the pre-activation."""
         inputs, parts, gradients = [h], [], {}
         for layer, p in self._layers(params):
@@ -183,9 +181,7 @@ class Residual(Block):
         output, body = super().linearize(params, h)
         return h + self.scale_of(params) * output, _Shortcut(None, body, self)
 
-    def parameter_gradient(
-        self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *shape"]
-    ) -> Params:
+    def parameter_gradient(self, params: Params, h: Array, v: Float[Array, "batch *shape"]) -> Params:
         """Returns the gradient of `params` at the input `h` for the cotangent `v` on the output."""
         output, body = super().linearize(params, h)
         (inner,) = body.times_slope(self.scale_of(params) * v[None])

@@ -149,10 +149,7 @@ class Activated(Layer):
         return None
 
     def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
-        """Returns the output with exponents and the linear map; in range only, unless `f` is linear next to 0.
-
-        Where it is linear, there and for rectifiers everywhere, `f(s)` is `s` times the slope in any range.
-        """
+        """Returns the output with exponents and the linear map; in range only, unless `f` is linear next to 0."""
         scaled = self.scaled_preactivation(params, h) if self.activation.linear_at_zero else None
         if scaled is None:
             return super().linearize_scaled(params, h)
@@ -162,6 +159,7 @@ class Activated(Layer):
         near = times_power(s, jnp.clip(exponent, -reach, most))
         slope = self.activation.slope(near)
         beyond = (exponent < -reach) | (exponent > most)
+        # Where `f` is linear, next to 0 and for rectifiers everywhere, it is `s` times the slope in any range.
         output = jnp.where(beyond.reshape(-1, *[1] * (s.ndim - 1)), s * slope, self.activation(near))
         return (output, jnp.where(beyond, exponent, 0)), self.at(h[0], self.kept(slope))
 
@@ -223,12 +221,9 @@ class Affine(Activated):
         return s, larger + shift
 
     def _sum_of_squares(self, shape: Shape, params: Params, slope: Array) -> Scaled:
-        r"""$\sum_j f'(s_j)^2 \sum_i w_{ij}^2$, right where no entry of the linear map is a sum of several weights.
-
-        Unit by unit (a convolution's are its channels), for units may differ by more than squares can.
-        """
-        weight = params["weight"]
-        weight, weight_exponent = to_unit(weight, tuple(range(weight.ndim - 1)))
+        r"""$\sum_j f'(s_j)^2 \sum_i w_{ij}^2$, right where no entry of the linear map is a sum of several weights."""
+        # Unit by unit (a convolution's are its channels), for units may differ by more than squares can.
+        weight, weight_exponent = to_unit(params["weight"], tuple(range(params["weight"].ndim - 1)))
         row_squares = self.linear(jnp.square(weight), jnp.ones((1, *shape), weight.dtype))
         pixels = tuple(range(1, slope.ndim - 1))
         slope, exponent = to_unit(slope, pixels)
@@ -340,11 +335,9 @@ def as_scaled(h: Float[Array, "batch *shape"]) -> ScaledInput:
 
 
 def wait_for(drawn: Any, key: PRNGKeyArray) -> PRNGKeyArray:
-    """Returns a key that depends on the parameters drawn so far, in form but not in value: layers wait for each other.
-
-    XLA's CPU back end deadlocks on two independent QR factorisations in one program, which is what orthogonal schemes
-    ask for under `vmap` (seen with jaxlib 0.10.2 on two cores).
-    """
+    """Returns a key that depends on the parameters drawn so far, in form but not in value: layers wait for others."""
+    # XLA's CPU back end deadlocks on two independent QR factorisations in one program, which is what orthogonal schemes
+    # ask for under `vmap` (seen with jaxlib 0.10.2 on two cores).
     leaves = jax.tree.leaves(drawn)
     return jax.random.fold_in(key, jnp.isnan(leaves[-1]).any()) if leaves else key
 
