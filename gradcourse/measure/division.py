@@ -3,9 +3,8 @@
 A sweep keeps every layer's slopes for each example of a block (`points`), a few vectors for each example and direction
 of it (`work`), and the results. All are known from shapes alone.
 
-A mesh is an array of devices with named axes, made by jax. Three names mean something here: `"seed"`
-(`gradcourse.training.sweeps`), `"example"` and `"probe"` (`gradcourse.measure.jacobians`). A mesh may have any of them,
-of any size.
+A mesh is an array of devices with named axes, made by jax. Here it has any of three: `"seed"`
+(`gradcourse.training.sweeps`), `"example"` and `"probe"` (`gradcourse.measure.jacobians`).
 
 >>> mesh = checked_mesh(jax.make_mesh((1,), ("example",)), example=4)
 >>> split_over(mesh, jnp.ones((4, 3)), "example").shape

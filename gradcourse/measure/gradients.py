@@ -1,9 +1,8 @@
 r"""Gradients of a loss, every layer, in the log domain: with respect to activations, and to parameters.
 
-Jacobian norms (`measure.jacobians`) ask what a network could pass on; these ask what a loss $C$ does pass on, in
-one backward pass with one vector per example. That vector is divided by a power of two after every half layer, as
-there, so a gradient of 1e-400 is right in float32. For a loss of your own, or a model that is no `Network`, see
-`gradcourse.probes`.
+Jacobian norms (`measure.jacobians`) ask what a network could pass on; these ask what a loss $C$ does pass on, in one
+backward pass with one vector per example. That vector is divided by a power of two after every half layer, so a
+gradient of 1e-400 is right in float32. For a model that is no `Network`, see `gradcourse.probes`.
 
 >>> import gradcourse as gc
 >>> data, network = gc.digits(), gc.mlp(64, [30] * 600, 10, activation="sigmoid", init="standard")

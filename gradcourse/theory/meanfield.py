@@ -4,8 +4,7 @@ r"""What theory predicts for a wide random network: variances of pre-activations
 `measure.jacobians` measure, as the same `Profile`. For convolutions the mean squares are carried per pixel, so that
 zero padding, strides and the image at hand are accounted for.
 
-The theory of a single layer, in `criticality`, is at hand here, too. All is computed in float64, whatever jax is set
-to.
+The theory of a single layer, in `criticality`, is at hand here, too. All is in float64, whatever jax is set to.
 
 >>> round(chi_1("tanh", sigma_w2=1.3, sigma_b2=0.05), 4)
 0.8802
