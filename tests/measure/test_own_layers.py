@@ -19,7 +19,7 @@ from gradcourse.measure.jacobians import (
     log_gain_split,
 )
 from gradcourse.measure.singular_values import backward_singular_values, layer_singular_values
-from gradcourse.measure.statistics import unit_statistics
+from gradcourse.measure.units import unit_statistics
 from gradcourse.nn.blocks import Block, Residual
 from gradcourse.nn.layers import Dense, Layer
 from gradcourse.nn.network import sequential
