@@ -217,7 +217,7 @@ def _profile(network: Network, spectra: Spectrum, sizes: list[int], quantity: st
     """The profile of `(layer, batch, value)` singular values, of which each layer has as many as its size."""
     finite(Scaled(spectra.exponent, spectra.norm))
     exponent, norm = (jnp.moveaxis(part, 0, 2) for part in spectra)
-    exists = jnp.arange(norm.shape[1])[:, None] < jnp.asarray(sizes)
+    exists = jnp.broadcast_to(jnp.arange(norm.shape[1])[:, None] < jnp.asarray(sizes)[None], norm.shape)
     fraction = jnp.where(exists, jnp.log2(norm), jnp.nan)
     exponent = jnp.where(exists & (norm > 0), exponent, 0)
     name = f"singular values of the Jacobian: {quantity}"
