@@ -298,7 +298,7 @@ def _checked_updates(updates: Any, params: Params) -> Params:
 
 
 def _in_one_precision(*trees: Any) -> Any:
-    dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(trees)))
+    dtype = jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(trees)) else jnp.float32
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, trees)
 
 
