@@ -92,9 +92,10 @@ def differentiate(layer, params, h):
         matrix = pooling_matrix(layer, h)
         return matrix @ h.ravel(), matrix, np.ones(len(matrix))
     if isinstance(layer, Residual):
-        value, product = h, np.eye(h.size)
-        for index, (inner, shape) in enumerate(zip(layer.body, layer.shapes(h.shape), strict=True)):
+        value, product, shape = h, np.eye(h.size), h.shape
+        for index, inner in enumerate(layer.body):
             value, matrix, slopes = differentiate(inner, params[str(index)], value.reshape(shape))
+            shape = inner.output_shape(shape)
             product = slopes[:, None] * (matrix @ product)
         return h.ravel() + layer.scale * value, np.eye(h.size) + layer.scale * product, np.ones(h.size)
     if isinstance(layer, Dense):

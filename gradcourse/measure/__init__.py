@@ -2,11 +2,7 @@
 
 from gradcourse.measure.curvature import sharpness
 from gradcourse.measure.extremes import LayerExtremes, layer_extremes
-from gradcourse.measure.gradients import (
-    activation_gradient_norms,
-    parameter_gradient_norms,
-    update_to_weight_ratios,
-)
+from gradcourse.measure.gradients import activation_gradient_norms, parameter_gradient_norms, update_to_weight_ratios
 from gradcourse.measure.jacobians import (
     GainSplit,
     backward_jacobian_norms,

@@ -29,6 +29,9 @@ ROUNDING = 8  # times machine epsilon and the largest: what is zero
 APART = 60  # columns further apart than 2 ** 60 turn as if they were infinitely far apart
 SWEEPS = 30  # rotations converge quadratically, in about six sweeps over all pairs and in one or two when graded
 
+# Columns with exponents, and the orthonormal vectors that they are multiplied by.
+Columns = tuple[Float[Array, "rank value"], Int[Array, " rank"], Float[Array, "rank rank"]]
+
 
 class Spectrum(NamedTuple):
     """Singular values `norm * 2 ** exponent`, the largest first, `norm` in [0.5, 1) or exactly 0."""
@@ -50,9 +53,7 @@ def decomposed(
     return jnp.moveaxis(rows, 0, 1).reshape(v.shape), spectrum
 
 
-def _graded_decomposition(
-    rows: Float[Array, "value width"], exponent: Int[Array, " value"]
-) -> tuple[Spectrum, Float[Array, "value width"]]:
+def _graded_decomposition(rows: Float[Array, "value width"], exponent: Array) -> tuple[Spectrum, Array]:
     """The singular values of `rows * 2 ** exponent`, and its right singular vectors times their `norm`."""
     right, left = jnp.linalg.qr(rows.T)  # rows = left.T @ right.T
     rounding = ROUNDING * jnp.finfo(rows.dtype).eps * jnp.linalg.norm(rows, axis=1).max()
@@ -69,9 +70,7 @@ def _graded_decomposition(
     return Spectrum(exponent, jnp.pad(norm[order], (0, missing))), jnp.pad(turned, ((0, missing), (0, 0)))
 
 
-def _eliminated(
-    rows: Float[Array, "value rank"], exponent: Int[Array, " value"], rounding: Float[Array, ""]
-) -> tuple[Float[Array, "rank value"], Int[Array, " rank"], Float[Array, "rank rank"]]:
+def _eliminated(rows: Float[Array, "value rank"], exponent: Int[Array, " value"], rounding: Array) -> Columns:
     """Returns `rows * 2 ** exponent` as columns, each with its exponent, times orthonormal vectors.
 
     At every step the largest scaled row becomes a vector, and its direction is taken out of all rows. So no entry of
@@ -104,9 +103,7 @@ def _eliminated(
     return columns, chosen, vectors
 
 
-def _rotated(
-    columns: Float[Array, "rank value"], exponent: Int[Array, " rank"], turn: Float[Array, "rank rank"]
-) -> tuple[Float[Array, "rank value"], Int[Array, " rank"], Float[Array, "rank rank"]]:
+def _rotated(columns: Array, exponent: Array, turn: Array) -> Columns:
     """Returns the columns, `columns * 2 ** exponent`, made orthogonal by rotations, which `turn` undergoes too."""
     rank = columns.shape[0]
     if rank == 1:
@@ -122,12 +119,16 @@ def _rotated(
         cosines = jnp.abs(dot(units, units.T)) * (1 - jnp.eye(len(units), dtype=units.dtype))
         return (count < SWEEPS) & (cosines.max() > 4 * len(units) ** 0.5 * jnp.finfo(units.dtype).eps)
 
+    def next_pairs(_: Any, state: Any) -> Any:
+        """Rotates, and orders the columns for the next round: the first stays, the others move on by one."""
+        return tuple(jnp.concatenate([part[:1], part[-1:], part[1:-1]]) for part in _rotate(*state))
+
     def sweep(state: Any) -> Any:
         """All pairs, half as many at a time as there are columns, paired like the players of a tournament."""
         count, columns, exponent, turn = state
         columns, shift = to_unit(columns, (1,))
         state = columns, jnp.where(exponent > NO_SIZE, exponent + shift, NO_SIZE), turn
-        return (count + 1, *lax.fori_loop(1, len(columns), lambda _, state: _next_pairs(*_rotate(*state)), state))
+        return (count + 1, *lax.fori_loop(1, len(columns), next_pairs, state))
 
     state = lax.while_loop(oblique, sweep, (0, columns, exponent, turn))
     columns, exponent, turn = state[1:]
@@ -156,20 +157,11 @@ def _rotate(columns: Array, exponent: Array, turn: Array) -> tuple[Array, Array,
     u = -2 * inner * jnp.where(difference < 0, -1, 1) / jnp.where(length > 0, length, 1)
     cosine = 1 / jnp.hypot(1, share * u)
 
-    def turned(one: Array, other: Array, one_gains: Array, other_gains: Array) -> tuple[Array, Array]:
-        """The pair after the rotation, and the order of the columns for the next one."""
-        return (
-            cosine[:, None] * (one + one_gains[:, None] * other),
-            cosine[:, None] * (other + other_gains[:, None] * one),
-        )
+    def turned(p: Array, q: Array, p_gains: Array, q_gains: Array) -> Array:
+        p, q = cosine[:, None] * (p + p_gains[:, None] * q), cosine[:, None] * (q + q_gains[:, None] * p)
+        return jnp.concatenate([p, q[::-1]])
 
     lesser, greater = u, -(share**2) * u
-    p, q = turned(p, q, jnp.where(first, greater, lesser), jnp.where(first, lesser, greater))
+    columns = turned(p, q, jnp.where(first, greater, lesser), jnp.where(first, lesser, greater))
     tangent = jnp.where(first, -share * u, share * u)
-    p_turn, q_turn = turned(p_turn, q_turn, tangent, -tangent)
-    return jnp.concatenate([p, q[::-1]]), exponent, jnp.concatenate([p_turn, q_turn[::-1]])
-
-
-def _next_pairs(*parts: Array) -> tuple[Array, ...]:
-    """The columns in the next round's order: the first stays, the others move on by one."""
-    return tuple(jnp.concatenate([part[:1], part[-1:], part[1:-1]]) for part in parts)
+    return columns, exponent, turned(p_turn, q_turn, tangent, -tangent)

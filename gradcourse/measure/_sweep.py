@@ -22,12 +22,11 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from gradcourse._checks import traced
+from gradcourse._checks import known_false, traced
 from gradcourse._logdomain import Scaled, check_overflow, normal, profile_of, rescale, total
 from gradcourse.measure.directions import Directions, Seen, checked_directions
-from gradcourse.measure.memory import Blocks, in_blocks, plan_blocks
-from gradcourse.measure.mesh import checked_mesh, gathered, split_over
-from gradcourse.nn.layers import Layer, ScaledInput, as_scaled, linearized
+from gradcourse.measure.division import Blocks, checked_mesh, gathered, in_blocks, plan_blocks, split_over
+from gradcourse.nn.layers import Layer, ScaledInput, as_scaled
 from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile
 
@@ -50,10 +49,9 @@ class Plan:
 
 
 class Swept(NamedTuple):
-    """The vectors that arrive, and what was seen on the way.
+    """The vectors that arrive, what was seen on the way, and whether all activations were in range for their slopes.
 
-    `halfway` through each layer (the careful way only) and `after` it, both stacked over layers; and whether all
-    activations were `in_range`, so that the slopes are right.
+    `halfway` through each layer is seen the careful way only; it and what was seen `after` are stacked over layers.
     """
 
     v: Float[Array, "direction batch *shape"]
@@ -71,7 +69,7 @@ def pull_through(network: Network, params: Params, x: Array, v: Array, see: See,
         p, point = one
         return _step(carry, point.times_slope, partial(point.pull, p), see, careful, network.couples_examples)
 
-    start = v, _no_shift(x), _no_shift(x)
+    start = v, *[jnp.zeros(len(x), jnp.int32)] * 2
     (v, *_), (halfway, after) = network.scan_back(step, list(zip(params, points, strict=True)), start)
     return Swept(v, halfway, after, _all(in_range))
 
@@ -85,7 +83,7 @@ def push_through(network: Network, params: Params, x: Array, v: Array, see: See,
         swept, seen = _step(swept, partial(point.push, p), point.times_slope, see, careful, network.couples_examples)
         return (h, swept), (seen, in_range)
 
-    start = as_scaled(x), (v, _no_shift(x), _no_shift(x))
+    start = as_scaled(x), (v, *[jnp.zeros(len(x), jnp.int32)] * 2)
     (_, (v, *_)), results = network.scan(step, params, start)
     seen, in_range = zip(*results, strict=True)
     halfway, after = joined(seen)
@@ -93,35 +91,26 @@ def push_through(network: Network, params: Params, x: Array, v: Array, see: See,
 
 
 def _forward_step(careful: bool, layer: Layer, p: Any, h: ScaledInput) -> tuple[ScaledInput, tuple[Any, Any]]:
-    """The layer's output for an input with exponents, its linear map, and whether the output was in range."""
+    """The layer's output for an input with exponents, its linear map, and whether no example's output underflows."""
     if careful:
-        h, point = linearized(layer, p, h)
+        h, point = layer.linearize_scaled(p, h)
         return h, (point, None)
     output, point = layer.linearize(p, h[0])
-    return (output, h[1]), (point, _in_range(layer, output))
-
-
-def _in_range(layer: Layer, output: Float[Array, "batch *output"]) -> Array | None:
-    """Whether every example's largest output is far from underflow; `None` if the sign of small ones is no matter."""
-    if layer.activation is None or not layer.activation.kinked_at_zero:
-        return None
-    peak = jnp.max(jnp.abs(output), axis=range(1, output.ndim))
-    return jnp.all(peak > jnp.finfo(output.dtype).tiny ** 0.5)
+    in_range = None
+    if layer.activation is not None and layer.activation.kinked_at_zero:  # so that the sign of small ones matters
+        peak = jnp.max(jnp.abs(output), axis=range(1, output.ndim))
+        in_range = jnp.all(peak > jnp.finfo(output.dtype).tiny ** 0.5)
+    return (output, h[1]), (point, in_range)
 
 
 def _all(flags: Any) -> Bool[Array, ""]:
     return jnp.all(jnp.array([jnp.all(flag) for flag in jax.tree.leaves(flags)], bool))
 
 
-def _no_shift(x: Array) -> Array:
-    return jnp.zeros(x.shape[0], jnp.int32)
-
-
 def _step(carry: tuple[Array, Array, Array], first: Any, second: Any, see: See, careful: bool, together: bool) -> Any:
     """One layer, in its two halves; examples that are coupled are divided `together`.
 
-    The carry is `(v, exponent, due)`; `v` stands for `2 ** exponent` times itself, and `due` is the exponent of the
-    division that the fast way leaves to the next layer.
+    Of the carry `(v, exponent, due)`, `due` is the exponent of the division that the fast way leaves to the next layer.
     """
     v, exponent, due = carry
     if careful:
@@ -141,6 +130,7 @@ SWEEPS = {"output": pull_through, "input": push_through}
 QUANTITIES = {
     "output": "output with respect to each layer's input",
     "input": "each layer's output with respect to the input",
+    "layer": "each layer's output with respect to its input",
 }
 
 
@@ -149,7 +139,6 @@ def swept(
     network: Network,
     params: Params,
     x: Array,
-    *,
     average: bool,
     probes: int | None,
     sketch: int,
@@ -173,22 +162,15 @@ def swept(
 
 
 def sound(network: Network, params: Params, x: Array, measured: R, is_finite: Bool[Array, ""]) -> R:
-    """Returns what was `measured`; if it `is_finite` not, raises for the parameter that made it so, or for overflow.
-
-    So big parameters are not read once more, which would take a quarter of a sweep's time.
-    """
-    try:
-        check_overflow(is_finite)
-    except FloatingPointError:
+    """Returns what was `measured`; if it `is_finite` not, raises for the parameter that made it so, or for overflow."""
+    if known_false(is_finite):
         network.check(params, x)
-        raise
+    check_overflow(is_finite)
     return measured
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _measured(
-    network: Network, plan: Plan, params: Params, x: Array, key: PRNGKeyArray | None
-) -> tuple[Profile, Bool[Array, ""]]:
+def _measured(network: Network, plan: Plan, params: Params, x: Array, key: Any) -> tuple[Profile, Bool[Array, ""]]:
     """What `swept` returns, and whether it can be trusted: the careful way, wherever it is finite."""
     directions, mesh = plan.directions, plan.mesh
 
@@ -213,17 +195,15 @@ def _measured(
             seen = sweep(x, basis(first))
             return total(jax.tree.map(lambda *both: jnp.stack(both), so_far, Scaled(seen.exponent, seen.exact))), None
 
-        shape = (network.depth, x.shape[0])
-        nothing = Scaled(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, x.dtype))
-        return Seen(*lax.scan(add, nothing, firsts)[0])
+        nothing = (jnp.zeros((network.depth, len(x)), dtype) for dtype in (jnp.int32, x.dtype))
+        return Seen(*lax.scan(add, Scaled(*nothing), firsts)[0])
 
     keys = jax.random.split(jax.random.key(0) if key is None else key, x.shape[0])
     seen = gathered(mesh, in_blocks(block, (x, keys), plan.blocks.examples))
     limit = jnp.finfo(x.dtype).tiny ** (1 / 3)  # far from where squares are lost
     trusted = jnp.isfinite(seen.square) if plan.careful else (seen.square > limit) & (seen.square < 1 / limit)
     norms, error = directions.estimate(seen)
-    profile = frobenius_profile(network, normal(norms), error, QUANTITIES[plan.start], average=plan.average)
-    return profile, trusted.all()
+    return frobenius_profile(network, normal(norms), error, plan.start, average=plan.average), trusted.all()
 
 
 def _shape(network: Network, end: str) -> tuple[int, ...]:
@@ -241,7 +221,7 @@ def _large(start: str, network: Network, params: Params, x: Array, keys: Array, 
     return v.reshape(*v.shape[:2], -1)
 
 
-def frobenius_profile(network: Network, norms: Scaled, error: Array, quantity: str, *, average: bool) -> Profile:
+def frobenius_profile(network: Network, norms: Scaled, error: Array, which: str, *, average: bool) -> Profile:
     """Returns the profile of `(layer, batch)` squared norms; the rest as in `profile_of`."""
-    quantity = f"Frobenius norm of the Jacobian: {quantity}"
+    quantity = f"Frobenius norm of the Jacobian: {QUANTITIES[which]}"
     return profile_of(norms, error, network.layer_names, quantity, average=average)

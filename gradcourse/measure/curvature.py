@@ -26,9 +26,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._checks import positive_integer
-from gradcourse.measure._krylov import next_vector
+from gradcourse._logdomain import dot
 
-__all__ = ["Sharpness", "sharpness"]
+__all__ = ["ROUNDING", "Sharpness", "next_vector", "sharpness"]
+
+ROUNDING = 8  # times machine epsilon and the size of the map: a vector so short has no direction
 
 
 class Sharpness(NamedTuple):
@@ -39,20 +41,14 @@ class Sharpness(NamedTuple):
 
 
 def sharpness(
-    loss: Callable[..., Any],
-    params: Any,
-    *args: Any,
-    within: Any = True,
-    iterations: int = 60,
-    key: PRNGKeyArray,
+    loss: Callable[..., Any], params: Any, *args: Any, within: Any = True, iterations: int = 60, key: PRNGKeyArray
 ) -> Sharpness:
     """Returns the largest eigenvalue of the Hessian of `loss(params, *args)` with respect to `params`, any pytree.
 
-    The value is a lower bound that grows with `iterations` (as far as rounding goes) and starts from a random vector;
-    an eigenvalue lies within `residual` of it. `within` looks at a block of the Hessian alone: a pytree of booleans, a
-    prefix of `params`, that says which parameters may move; an array says so for each layer of a stack, along its first
-    axis. Cost: `iterations` times about two gradients, and as many copies of the parameters. Call it under `jit` to
-    compile once for many `params`, under `vmap` for many at once.
+    The value is a lower bound that grows with `iterations` from a random start, but for rounding; an eigenvalue lies
+    within `residual` of it. `within` looks at a block of the Hessian alone: a pytree of booleans, a prefix of `params`,
+    that says which parameters may move; an array says so for each layer of a stack, along its first axis. Cost:
+    `iterations` times about two gradients, and as many copies of the parameters. It runs inside `jit` and `vmap`.
 
     Raises `TypeError` where the parameters are not floating-point numbers or the loss is not a scalar, `ValueError`
     where `within` does not fit or leaves nothing to move.
@@ -81,36 +77,49 @@ def sharpness(
 
 
 def _mask(within: Any, params: Any) -> np.ndarray:
-    """Which entries of the flattened parameters may move."""
-
-    def fill(path: Any, which: Any, part: Any) -> Any:
-        def one(leaf: Any) -> np.ndarray:
-            chosen = np.asarray(which, bool)
-            shape = jnp.shape(leaf)
-            if chosen.ndim > 1 or (chosen.ndim == 1 and shape[:1] != chosen.shape):
-                raise ValueError(
-                    f"within{jax.tree_util.keystr(path)} has shape {chosen.shape} for parameters of shape {shape}; "
-                    "accepted are one boolean, or one for each entry of the first axis."
-                )
-            return np.broadcast_to(chosen.reshape(chosen.shape + (1,) * (len(shape) - chosen.ndim)), shape).ravel()
-
-        return jax.tree.map(one, part)
-
     try:
-        filled = jax.tree_util.tree_map_with_path(fill, within, params)
+        filled = jax.tree.broadcast(within, params)
     except (ValueError, KeyError, TypeError) as error:
-        if str(error).startswith("within"):
-            raise
         raise ValueError(
             f"within={within!r} has another structure than params; accepted is a prefix of it ({error})."
         ) from None
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(filled)])
+
+    def of_leaf(path: Any, leaf: Any, which: Any) -> np.ndarray:
+        chosen, shape = np.asarray(which, bool), jnp.shape(leaf)
+        if chosen.ndim > 1 or (chosen.ndim == 1 and shape[:1] != chosen.shape):
+            raise ValueError(
+                f"within{jax.tree_util.keystr(path)} has shape {chosen.shape} for parameters of shape {shape}; "
+                "accepted are one boolean, or one for each entry of the first axis."
+            )
+        return np.broadcast_to(chosen.reshape(chosen.shape + (1,) * (len(shape) - chosen.ndim)), shape).ravel()
+
+    return np.concatenate(jax.tree.leaves(jax.tree_util.tree_map_with_path(of_leaf, params, filled)))
+
+
+def next_vector(
+    v: Float[Array, " entry"], before: Float[Array, "row entry"], size: Float[Array, ""]
+) -> tuple[Float[Array, " entry"], Float[Array, ""]]:
+    """Returns the direction of what is left of `v` orthogonal to the rows `before`, and its length.
+
+    Rows that are 0 do no harm. Where nothing but rounding is left, for a map of that `size`, the rows span an invariant
+    subspace: the length is 0 then, and so is the vector.
+
+    >>> basis = jnp.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> vector, length = next_vector(jnp.array([3.0, 4.0, 0.0]), basis, jnp.asarray(5.0))
+    >>> vector.tolist(), length.item()
+    ([0.0, 1.0, 0.0], 4.0)
+    """
+    for _ in range(2):  # twice is enough (Parlett, quoting W. Kahan)
+        v = v - dot(dot(before, v), before)
+    length = jnp.linalg.norm(v)
+    short = length <= ROUNDING * jnp.finfo(v.dtype).eps * size
+    return jnp.where(short, 0, v / jnp.where(short, 1, length)), jnp.where(short, 0, length)
 
 
 def _lanczos(product: Callable[[Array], Array], start: Array, steps: int) -> tuple[Array, Array]:
     """The largest Ritz value after `steps` steps, every vector orthogonalised twice against all before it."""
 
-    def step(carry: tuple[Array, Array, Array], index: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
+    def step(carry: Any, index: Array) -> Any:
         basis, v, alive = carry
         basis = basis.at[index].set(v)
         w = product(v)

@@ -52,9 +52,8 @@ __all__ = ["Directions", "Seen", "checked_directions"]
 class Seen(NamedTuple):
     """What is kept of a sweep's vectors at one layer, per example, in units of `4 ** exponent`.
 
-    - `exact`: the squared norms of the directions that are measured exactly, added up;
-    - `sampled`: those of the random directions, or `None` where there are none;
-    - `square_trace`, `cube_trace`: of the matrix `C` above, for directions scaled such that `sampled` is 1.
+    The squared norms of the directions measured exactly, added up, and those of the random ones, if there are any;
+    with the traces of the square and the cube of the matrix `C` above, for directions scaled such that `sampled` is 1.
     """
 
     exponent: Int[Array, "*layer batch"]
@@ -119,7 +118,8 @@ class Directions:
         unit = jnp.where(sampled > 0, sampled, 1)[:, None, None]
         centred = products / unit - jnp.eye(self.probes, dtype=v.dtype)[None] / self.probes
         squared = jnp.matmul(centred, centred, precision="highest")
-        return Seen(exponent, exact, sampled, _sum(jnp.square(centred)), _sum(squared * centred))
+        square_trace, cube_trace = (jnp.sum(matrix, axis=(1, 2)) for matrix in (jnp.square(centred), squared * centred))
+        return Seen(exponent, exact, sampled, square_trace, cube_trace)
 
     def estimate(self, seen: Seen) -> tuple[Scaled, Float[Array, "*layer batch"]]:
         """Returns the squared norm of the whole Jacobian, and the standard error of its log10 *root*."""
@@ -138,10 +138,6 @@ class Directions:
         part = jnp.sqrt(jnp.clip(relative / jnp.where(peak > 0, peak, 1), 0, 1))
         relative = relative * jnp.exp((6 - 5.25 * part) * peak) * (1 + 1 / k)
         return Scaled(seen.exponent, total), jnp.sqrt(relative) / (2 * LN10)
-
-
-def _sum(matrices: Float[Array, "batch row column"]) -> Float[Array, " batch"]:
-    return jnp.sum(matrices, axis=(1, 2))
 
 
 def checked_directions(

@@ -1,11 +1,11 @@
 r"""The largest and the smallest singular value of Jacobians that are too big to be formed.
 
-A convolution with 64 channels on an image of 64 by 64 pixels has a Jacobian of 262144 rows and as many columns: 256
-GiB in float32. It is never formed here, but applied to vectors, and so is its transpose. After $k$ steps of
-Golub-Kahan-Lanczos bidiagonalisation from a random start, $A V = U B$ with orthonormal columns $u_j$, $v_j$ and a
-small bidiagonal $B$ with $\alpha_j$ on its diagonal and $\beta_{j+1}$ next to it (G. Golub and W. Kahan, "Calculating
-the singular values and pseudo-inverse of a matrix", J. SIAM Numer. Anal. B 2, 1965). The largest singular value
-$\theta_1$ of $B$ never exceeds $A$'s, and the smallest, $\theta_k$, is never less.
+A convolution with 64 channels on an image of 64 by 64 pixels has a Jacobian of 256 GiB in float32. It is never formed
+here, but applied to vectors, and so is its transpose. After $k$ steps of Golub-Kahan-Lanczos bidiagonalisation from a
+random start, $A V = U B$ with orthonormal columns $u_j$, $v_j$ and a small bidiagonal $B$ with $\alpha_j$ on its
+diagonal and $\beta_{j+1}$ next to it (G. Golub and W. Kahan, "Calculating the singular values and pseudo-inverse of a
+matrix", J. SIAM Numer. Anal. B 2, 1965). The largest singular value $\theta_1$ of $B$ never exceeds $A$'s, and the
+smallest, $\theta_k$, is never less.
 
 How far off they may be follows from the start being random. The next vector is $v_{k+1} = p(A^\top A) v_1$ with the
 polynomial $p(\lambda) = \prod_j (\lambda - \theta_j^2) / (\alpha_j \beta_{j+1})$. It has length 1, and so at most
@@ -16,13 +16,11 @@ an upper bound of $\sigma_1$: one that holds for at least 95 % of the starts, fo
 $\theta_k^2$ for the smallest (J. van Dorsselaer, M. Hochstenbach and H. van der Vorst, "Computing probabilistic bounds
 for extreme eigenvalues of symmetric matrices with the Lanczos method", SIAM J. Matrix Anal. Appl. 22, 2000; M.
 Hochstenbach, "Probabilistic upper bounds for the matrix two-norm", J. Sci. Comput. 57, 2013). The better known bound
-by the residual promises *some* singular value nearby, not the largest one; while few steps have been taken, the
-largest is often farther away.
+by the residual promises *some* singular value nearby, not the largest one.
 
 A few dozen steps find the largest singular value. The smallest is often an upper bound and no more: where singular
-values crowd at the lower end, as those of random square matrices do, hundreds of steps are too few. Its lower end then
-is 0 and its `standard_error` infinite. With as many steps as the smaller side of the Jacobian has entries, both are
-exact to rounding.
+values crowd at the lower end, as those of random square matrices do, hundreds of steps are too few, and its lower end
+is 0. With as many steps as the smaller side of the Jacobian has entries, both are exact to rounding.
 
 >>> matrix = jnp.diag(jnp.arange(1.0, 1001.0))
 >>> found = golub_kahan(lambda v: matrix @ v, lambda u: u @ matrix, jnp.zeros(1000), steps=60, key=jax.random.key(0))
@@ -38,12 +36,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._checks import positive_integer
 from gradcourse._logdomain import LN10, Scaled, finite, to_unit
-from gradcourse.measure._krylov import ROUNDING, next_vector
-from gradcourse.nn.layers import Layer, as_scaled, linearized
+from gradcourse.measure.curvature import ROUNDING, next_vector
+from gradcourse.nn.layers import Layer, as_scaled
 from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile
 
@@ -88,11 +86,6 @@ def golub_kahan(
     orthogonalised against all before them, and where they span an invariant subspace, the next one is drawn at
     random; so `steps` maps, transposes and vectors of both spaces are what it costs. Norms are squared on the way:
     scale the map to be of ordinary size. Runs inside `jit`, `vmap` and `scan`.
-
-    >>> turn = jnp.array([[0.6, -0.8], [0.8, 0.6]])
-    >>> found = golub_kahan(lambda v: turn @ v, lambda u: u @ turn, jnp.zeros(2), steps=2, key=jax.random.key(0))
-    >>> print(f"{found.largest:.4f} {found.smallest:.4f}")
-    1.0000 1.0000
     """
     steps = min(positive_integer("steps", steps), like.size)
     image = jax.eval_shape(apply, like)
@@ -123,18 +116,13 @@ def _extremes(thetas: Float[Array, " step"], products: Float[Array, " step"], si
     """The extreme `thetas` and their bounds, from all of them and the products `alpha * beta`."""
     largest, smallest = thetas[0], thetas[-1]
     unit = jnp.where(largest > 0, largest, 1)
-    ratios = thetas / unit
-    squares = jnp.square(ratios)
+    squares = jnp.square(thetas / unit)
     goal = jnp.sum(jnp.log(products / unit / unit)) - _log_least_part(size)
     over = _where_reaching(1 - squares, jnp.ones_like(unit), goal)
     under = _where_reaching(squares - squares[-1], squares[-1], goal)
     rounding = ROUNDING * jnp.finfo(thetas.dtype).eps * largest
-    return Extremes(
-        largest,
-        largest * jnp.sqrt(1 + over) + rounding,
-        smallest,
-        jnp.maximum(smallest * jnp.sqrt(1 - jnp.minimum(under, 1)) - rounding, 0),
-    )
+    lower = jnp.maximum(smallest * jnp.sqrt(1 - jnp.minimum(under, 1)) - rounding, 0)
+    return Extremes(largest, largest * jnp.sqrt(1 + over) + rounding, smallest, lower)
 
 
 def _where_reaching(gaps: Float[Array, " step"], slope: Float[Array, ""], goal: Float[Array, ""]) -> Float[Array, ""]:
@@ -150,11 +138,8 @@ def _where_reaching(gaps: Float[Array, " step"], slope: Float[Array, ""], goal: 
 
 
 def _log_least_part(size: int) -> float:
-    """The logarithm of what a random direction in `size` dimensions has along a given one, but for 5 % of them.
-
-    The density of that part is largest at 0.
-    """
-    half = max(size, 2) / 2
+    """The logarithm of what a random direction in `size` dimensions has along a given one, but for 5 % of them."""
+    half = max(size, 2) / 2  # the density of that part is largest at 0
     return log(DOUBT) + log(pi) / 2 - log(2) + lgamma(half - 0.5) - lgamma(half)
 
 
@@ -174,11 +159,9 @@ def layer_extremes(
     averages over the batch. The largest is a lower bound and the smallest an upper one; 1.96 times the `standard_error`
     reach, with a probability of 95 % and for every map, as far as the true value may be beyond, in decades. It is
     infinite where the smallest may as well be 0, also where the smallest found is 0: below rounding, 8 times machine
-    epsilon of the largest, nothing can be told from 0. `key` draws the starts.
-
-    Cost: per layer and example `steps` passes forward and `steps` back, and `steps` vectors of the input's and of the
-    output's size. Raises `ValueError` or `TypeError` for parameters or inputs that do not fit or are not finite and
-    for `steps` below 1, and `FloatingPointError` where activations or products overflow.
+    epsilon of the largest, nothing can be told from 0. `key` draws the starts. Cost: per layer and example `steps`
+    passes forward and `steps` back, and `steps` vectors of the input's and of the output's size. Errors as in
+    `measure.jacobians.backward_jacobian_norms`, and `ValueError` for `steps` below 1.
 
     >>> from gradcourse.nn.convolutions import Conv
     >>> from gradcourse.nn.network import sequential
@@ -191,62 +174,47 @@ def layer_extremes(
     network.check_uncoupled()
     params, x = network.measurable(params, x)
     exponent, found = _extremes_of_layers(network, params, x, positive_integer("steps", steps), key)
-    for value in (found.largest, found.smallest):
-        finite(Scaled(exponent, value))
-    return LayerExtremes(
-        _profile(network, exponent, found, found.largest, found.upper, "largest"),
-        _profile(network, exponent, found, found.smallest, found.lower, "smallest"),
-    )
+    finite(Scaled(exponent, found.largest + found.smallest))
+    unknown = jnp.where(found.largest > 0, jnp.inf, 0)  # a value of 0 is certain only of a map whose largest is 0
 
+    def profile(which: str, value: Array, end: Array) -> Profile:
+        error = jnp.where(value > 0, jnp.abs(jnp.log(value) - jnp.log(end)), unknown) / (LN10 * NORMAL_95)
+        name = f"{which} singular value of the Jacobian: each layer's output with respect to its input"
+        fraction, whole = jnp.log2(value), jnp.where(value > 0, exponent, 0)
+        return Profile(whole.T, fraction.T, error.T, network.layer_names, name)
 
-def _profile(network: Network, exponent: Array, found: Extremes, value: Array, end: Array, which: str) -> Profile:
-    """The profile, `(batch, layer)`, of singular values `(layer, batch)` with the other ends of their intervals.
-
-    A value of 0 is certain only of a map whose largest is 0.
-    """
-    unknown = jnp.where(found.largest > 0, jnp.inf, 0)
-    error = jnp.where(value > 0, jnp.abs(jnp.log(value) - jnp.log(end)), unknown) / (LN10 * NORMAL_95)
-    exponent = jnp.where(value > 0, exponent, 0)
-    name = f"{which} singular value of the Jacobian: each layer's output with respect to its input"
-    return Profile(exponent.T, jnp.log2(value).T, error.T, network.layer_names, name)
+    largest, upper, smallest, lower = found
+    return LayerExtremes(profile("largest", largest, upper), profile("smallest", smallest, lower))
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def _extremes_of_layers(
-    network: Network, params: Params, x: Array, steps: int, key: PRNGKeyArray
-) -> tuple[Int[Array, "layer batch"], Extremes]:
+def _extremes_of_layers(network: Network, params: Params, x: Array, steps: int, key: Any) -> tuple[Array, Extremes]:
     """The extremes of every layer, `(layer, batch)`, in units of two to the power of the exponents."""
     keys = jax.random.split(key, (network.depth, x.shape[0]))
 
     def step(layer: Layer, one: Any, h: Any) -> Any:
         p, keys = one
-        return linearized(layer, p, h)[0], lax.map(lambda each: _of_one(layer, p, *each, steps=steps), (*h, keys))
+        return layer.linearize_scaled(p, h)[0], lax.map(partial(_of_one, layer, p, steps), (*h, keys))
 
     trees = list(zip(params, network.parted(keys), strict=True))
     return joined(network.scan(step, trees, as_scaled(x))[1])
 
 
-def _of_one(
-    layer: Layer, p: Any, h: Array, exponent: Array, key: PRNGKeyArray, *, steps: int
-) -> tuple[Int[Array, ""], Extremes]:
+def _of_one(layer: Layer, p: Any, steps: int, one: tuple[Array, Array, PRNGKeyArray]) -> tuple[Array, Extremes]:
     """One layer's extremes at one example. Both halves of the layer are scaled by powers of two on the way."""
-    (y, _), point = linearized(layer, p, (h[None], exponent[None]))
+    h, exponent, key = one
+    (y, _), point = layer.linearize_scaled(p, (h[None], exponent[None]))
     trial = jax.random.normal(key, (1, 1, *h.shape), h.dtype)
     s, outer = to_unit(point.push(p, trial), tuple(range(y.ndim + 1)))
     _, inner = to_unit(point.times_slope(s), tuple(range(y.ndim + 1)))
+    outer_power, inner_power = (jnp.ldexp(jnp.ones((), h.dtype), -exponent) for exponent in (outer, inner))
 
     def apply(v: Array) -> Array:
-        s = _scaled(point.push(p, v[None, None]), outer)
-        return _scaled(point.times_slope(s), inner)[0, 0]
+        return (point.times_slope(point.push(p, v[None, None]) * outer_power) * inner_power)[0, 0]
 
     def transpose(u: Array) -> Array:
-        s = _scaled(point.times_slope(u[None, None]), inner)
-        return _scaled(point.pull(p, s), outer)[0, 0]
+        return (point.pull(p, point.times_slope(u[None, None]) * inner_power) * outer_power)[0, 0]
 
     if y.size < h.size:
         return outer + inner, golub_kahan(transpose, apply, y[0], steps=steps, key=key)
     return outer + inner, golub_kahan(apply, transpose, h, steps=steps, key=key)
-
-
-def _scaled(v: Array, exponent: Int[Array, ""]) -> Array:
-    return v * jnp.ldexp(jnp.ones((), v.dtype), -exponent)

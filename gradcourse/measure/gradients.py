@@ -1,11 +1,9 @@
 r"""Gradients of a loss, every layer, in the log domain: with respect to activations, and to parameters.
 
-Jacobian norms (`measure.jacobians`) ask what a network could pass on; these ask what a loss $C$ does pass on, in
-one backward pass with one vector per example. That vector is divided by a power of two after every half layer, as
-there, so a gradient of 1e-400 is right in float32. For a loss of your own, or a model that is no `Network`, see
-`gradcourse.probes`.
+Jacobian norms (`measure.jacobians`) ask what a network could pass on; these ask what a loss $C$ does pass on, in one
+backward pass with one vector per example. That vector is divided by a power of two after every half layer, so a
+gradient of 1e-400 is right in float32. For a model that is no `Network`, see `gradcourse.probes`.
 
->>> import jax
 >>> import gradcourse as gc
 >>> data, network = gc.digits(), gc.mlp(64, [30] * 600, 10, activation="sigmoid", init="standard")
 >>> params = network.init(key=jax.random.key(0))
@@ -37,7 +35,7 @@ from gradcourse._logdomain import (
     times_power,
     total,
 )
-from gradcourse.nn.layers import Layer, ScaledInput, as_scaled, linearized
+from gradcourse.nn.layers import Layer, ScaledInput, as_scaled
 from gradcourse.nn.network import Network, Params, joined
 from gradcourse.profile import Profile
 
@@ -73,9 +71,8 @@ def activation_gradient_norms(
     integer label, right however confident the network is (from a lead of 2.7e8 on, the gradient is taken to be 0). `x`
     is `(batch, *input_shape)` and `y` anything whose arrays have the batch in front. An entry is taken `at` its layer's
     `"input"` $h_l$, or at its `"preactivation"` $s_l$, where Glorot and Bengio (2010) and He et al. (2015) look; for
-    layers without an activation that is their output. `average` as in `backward_jacobian_norms`: norms are per example,
-    not of the batch's mean loss, which divides each by the batch size. Where batch normalisation couples the examples,
-    $C$ is the sum of all examples' losses; without, that makes no difference.
+    layers without an activation that is their output. `average` as in `backward_jacobian_norms`: norms are per example.
+    Where batch normalisation couples the examples, $C$ is the sum of all examples' losses.
 
     Cost: one forward and one backward pass. Raises as `backward_jacobian_norms`, for labels that do not fit, and
     `ValueError` where the gradient of `loss` itself is not finite.
@@ -88,9 +85,9 @@ def activation_gradient_norms(
     >>> activation_gradient_norms(network, params, x, jnp.zeros((1, 4)), loss=half_square).log10_norm.round(5) + 0
     array([0., 0.])
     """
-    place = PLACES.index(known_name("at", at, PLACES))
+    known_name("at", at, PLACES)
     params, x, y = _checked(network, params, x, y, loss)
-    norms = _sound(_activation_norms(network, loss, place, params, x, y))
+    norms = _sound(_activation_norms(network, loss, at, params, x, y))
     quantity = f"gradient of the loss with respect to each layer's {at}"
     return profile_of(norms, jnp.zeros_like(norms.square), network.layer_names, quantity, average=average)
 
@@ -122,9 +119,8 @@ def update_to_weight_ratios(network: Network, params: Params, updates: Params, *
 
     `updates` is what `optimizer.update` returns, in the form of `params`; half precision is squared in float32. `part`
     and layers as in `parameter_gradient_norms`; parameters that are all zero, such as fresh biases, make the ratio
-    infinite (NaN if the update is zero too). Raises `ValueError` where `updates` has other shapes than `params` or is
-    not finite, `TypeError` where it is no tuple of floating-point numbers. Around 1e-3 is a rule of thumb (Karpathy,
-    makemore, part 3).
+    infinite (NaN if the update is zero too). Around 1e-3 is a rule of thumb (Karpathy, makemore, part 3). Raises
+    `ValueError` or `TypeError` where `updates` does not fit `params` or is not finite.
 
     >>> from gradcourse.nn.network import mlp
     >>> network = mlp(3, [5, 5], 2)
@@ -132,35 +128,27 @@ def update_to_weight_ratios(network: Network, params: Params, updates: Params, *
     >>> update_to_weight_ratios(network, params, jax.tree.map(lambda p: p * 1e-30, params)).log10_norm.round(3)
     array([-30., -30., -30.])
     """
-    params, _ = network.measurable(params, jnp.zeros((1, *network.input_shape), _dtype(params)))
-    layers = layers_with(network, params, part)
     params, updates = _in_one_precision(params, _checked_updates(updates, params))
-    update = layer_squares(updates, part)
+    network.check_params(params)
+    layers = layers_with(network, params, part)
+    update, weight = layer_squares(updates, part), layer_squares(params, part)
     if known_false((sound := jnp.isfinite(update.square)).all()):
         name = layers[int(jnp.argmin(sound))]
         raise ValueError(f"updates of layer {name!r} contain NaN or infinity; accepted are finite numbers.")
-    return _ratio(update, layer_squares(params, part), layers, part)
-
-
-def _ratio(update: Scaled, weight: Scaled, layers: tuple[str, ...], part: str) -> Profile:
     fraction = (jnp.log2(update.square) - jnp.log2(weight.square)) / 2
     quantity = f"norm of the update of each layer's {_named(part)}, relative to them"
     return Profile(update.exponent - weight.exponent, fraction, jnp.zeros_like(fraction), layers, quantity)
 
 
-# The sweep: at each layer, `see` is told its parameters, its input and the cotangent on its pre-activation. These two
-# have an exponent for each example.
+# At each layer, `see` is told its parameters, its input and the cotangent on its pre-activation, both with exponents.
 See = Callable[[Layer, Any, ScaledInput, Array, Array], Any]
 Sound = tuple[Bool[Array, ""], Bool[Array, ""]]  # whether the outputs are finite, and the loss's gradient there
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _activation_norms(
-    network: Network, loss: Loss, place: int, params: Params, x: Array, y: Any
-) -> tuple[Scaled, Sound]:
-    """The squared norms, `(layer, batch)`, at every layer's input (place 0) or pre-activation (1)."""
+def _activation_norms(network: Network, loss: Loss, at: str, params: Params, x: Array, y: Any) -> tuple[Scaled, Sound]:
     (norms, _), sound = _sweep(network, loss, params, x, y, lambda *_: ())
-    return norms[place], sound
+    return norms[PLACES.index(at)], sound
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -194,7 +182,7 @@ def _sweep(network: Network, loss: Loss, params: Params, x: Array, y: Any, see: 
     """The squared norms at every layer's input and pre-activation, with what `see` returned, stacked over layers."""
 
     def forward(layer: Layer, p: Any, h: ScaledInput) -> Any:
-        h_next, point = linearized(layer, p, h)
+        h_next, point = layer.linearize_scaled(p, h)
         return h_next, (point, h)
 
     def back(layer: Layer, one: Any, carry: tuple[Array, Array]) -> Any:
@@ -206,7 +194,10 @@ def _sweep(network: Network, loss: Loss, params: Params, x: Array, y: Any, see: 
 
     output, points = network.scan(forward, params, as_scaled(x))
     output = times_power(*output)
-    start, exponent = _loss_gradient(loss, output, y)
+    if loss is CROSS_ENTROPY:
+        start, exponent = _cross_entropy_gradient(output, y)
+    else:
+        start, exponent = as_scaled(jax.vmap(jax.grad(lambda output, label: loss(output, label)))(output, y))
     sound = jnp.isfinite(output).all(), jnp.isfinite(start).all()
     together = network.couples_examples
     v, exponent, _ = rescale(start[None], exponent, together=together)
@@ -214,7 +205,7 @@ def _sweep(network: Network, loss: Loss, params: Params, x: Array, y: Any, see: 
 
 
 def _sound(found: tuple[Scaled, Sound]) -> Scaled:
-    """Returns the norms, or raises the error of whoever made them NaN: the network or the loss."""
+    """The norms, or the error of whoever made them NaN: the network or the loss."""
     norms, (outputs, gradients) = found
     check_overflow(outputs)
     if known_false(gradients):
@@ -225,25 +216,14 @@ def _sound(found: tuple[Scaled, Sound]) -> Scaled:
     return finite(norms)
 
 
-def _loss_gradient(loss: Loss, output: Array, y: Any) -> tuple[Array, Array]:
-    """The gradient of each example's loss with respect to its output, `v * 2 ** exponent`."""
-    if loss is CROSS_ENTROPY:
-        return _cross_entropy_gradient(output, y)
-    v = jax.vmap(jax.grad(lambda output, label: loss(output, label)))(output, y)
-    return v, jnp.zeros(len(output), jnp.int32)
-
-
-def _cross_entropy_gradient(
-    z: Float[Array, "batch classes"], label: Int[Array, " batch"]
-) -> tuple[Float[Array, "batch classes"], Int[Array, " batch"]]:
+def _cross_entropy_gradient(z: Float[Array, "batch classes"], label: Int[Array, " batch"]) -> ScaledInput:
     r"""The gradient of the softmax's cross-entropy, `v * 2 ** exponent`.
 
-    The softmax minus 1 at the label would be a difference of nearly equal numbers. So it is built from the others:
-    with $m$ the largest output but the label's it is $e^{z_j - m}$, at the label minus the sum of these, and all of
-    it times $e^m / \sum_j e^{z_j}$.
+    The softmax minus 1 at the label would be a difference of nearly equal numbers. So, with $m$ the largest output but
+    the label's, it is $e^{z_j - m}$, at the label minus the sum of these, all times $e^m / \sum_j e^{z_j}$.
     """
     if z.shape[1] == 1:
-        return 0 * z, jnp.zeros(len(z), jnp.int32)
+        return as_scaled(0 * z)
     own = jax.nn.one_hot(label, z.shape[1], dtype=bool)
     ahead, rest = jnp.sum(jnp.where(own, z, 0), axis=1), jnp.where(own, -jnp.inf, z)
     rival = rest.max(axis=1)
@@ -276,11 +256,7 @@ def layer_squares(tree: Params, part: str = "all") -> Scaled:
     return joined([sum_of_squares(leaves, kept=1) for leaves in chosen if leaves])
 
 
-# Parts and checks
-
-
 def _chosen(tree: Any, part: str) -> list[Any]:
-    """The arrays of `tree` that bear the name `part`."""
     return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if part in ("all", _name(path))]
 
 
@@ -290,10 +266,6 @@ def _name(path: Any) -> str:
 
 def _named(part: str) -> str:
     return "parameters" if part == "all" else part
-
-
-def _dtype(tree: Any) -> Any:
-    return jnp.result_type(*jax.tree.leaves(tree)) if jax.tree.leaves(tree) else jnp.result_type(float)
 
 
 def layers_with(network: Network, params: Params, part: str) -> tuple[str, ...]:
@@ -306,18 +278,14 @@ def layers_with(network: Network, params: Params, part: str) -> tuple[str, ...]:
 
 
 def _have(network: Network, params: Params, part: str) -> list[bool]:
-    """Whether each layer has parameters called `part`."""
     return [
         bool(_chosen(p, part)) for p, stage in zip(params, network.stages, strict=True) for _ in range(stage.repeats)
     ]
 
 
 def _checked_updates(updates: Any, params: Params) -> Params:
-    """Returns the updates as arrays, if they have the form of `params` and are floating-point numbers."""
     if not isinstance(updates, tuple):
-        raise TypeError(
-            f"updates is a {type(updates).__name__}; accepted is a tuple, one dictionary per stage, as params is."
-        )
+        raise TypeError(f"updates is a {type(updates).__name__}; accepted is a tuple of dictionaries, as params is.")
     given, expected = (jax.tree.map(jnp.shape, tree) for tree in (updates, params))
     if given != expected:
         raise ValueError(f"updates have the shapes {given}; accepted are those of params, {expected}.")
@@ -330,9 +298,8 @@ def _checked_updates(updates: Any, params: Params) -> Params:
 
 
 def _in_one_precision(*trees: Any) -> Any:
-    """Returns the trees in float64 if any array is, else in float32."""
-    wide = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(trees))
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64 if wide else jnp.float32), trees)
+    dtype = jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(trees)) else jnp.float32
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, trees)
 
 
 def _checked(network: Network, params: Params, x: Any, y: Any, loss: Loss) -> tuple[Params, Array, Any]:
@@ -356,7 +323,6 @@ def _checked(network: Network, params: Params, x: Any, y: Any, loss: Loss) -> tu
 
 
 def _checked_labels(y: Any, output_shape: tuple[int, ...], batch: int) -> Int[Array, " batch"]:
-    """Returns the labels, if they are such that the default loss can read them."""
     if len(output_shape) != 1:
         raise ValueError(
             f"network has outputs of shape {output_shape}; the default loss accepts (classes,). Give a loss of yours."

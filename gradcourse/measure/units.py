@@ -27,7 +27,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from gradcourse._checks import positive_number
 from gradcourse._logdomain import check_overflow, times_power, to_unit
-from gradcourse.nn.layers import Layer, ScaledInput, as_scaled, linearized
+from gradcourse.nn.layers import Layer, ScaledInput, as_scaled
 from gradcourse.nn.linearized import Linearized
 from gradcourse.nn.network import Network, Params, joined
 
@@ -166,7 +166,7 @@ def statistics_of(
 
     def step(layer: Layer, one: Any, scaled: ScaledInput) -> tuple[ScaledInput, dict[str, Array]]:
         p, there = one
-        scaled_next, point = linearized(layer, p, scaled)
+        scaled_next, point = layer.linearize_scaled(p, scaled)
         h, h_next = times_power(*scaled), times_power(*scaled_next)
         s = h_next if layer.activation is None else layer.preactivation(p, h)
         slope, here = jnp.ones_like, jnp.ones_like(s)
@@ -197,7 +197,7 @@ def _silent_units(
     """Per stage, which units are silent, and whether no layer has overflowed."""
 
     def step(layer: Layer, p: Any, h: ScaledInput) -> tuple[ScaledInput, tuple[Array, Array]]:
-        h_next, point = linearized(layer, p, h)
+        h_next, point = layer.linearize_scaled(p, h)
         if layer.activation is None:
             return h_next, (jnp.zeros(h_next[0].shape[-1], bool), jnp.isfinite(h_next[0]).all())
         here = _slope(point, h_next[0])

@@ -7,14 +7,7 @@ from gradcourse.nn.initializers import INITIALIZERS, Initializer, gaussian
 from gradcourse.nn.layers import Dense, Flatten, Layer, Pointwise
 from gradcourse.nn.locally_connected import LocallyConnected, untied
 from gradcourse.nn.network import Network, cnn, mlp, sequential
-from gradcourse.nn.normalisation import (
-    BatchNorm,
-    ChannelScale,
-    GroupNorm,
-    LayerNorm,
-    WeightStandardised,
-    at_inference,
-)
+from gradcourse.nn.normalisation import BatchNorm, ChannelScale, GroupNorm, LayerNorm, WeightStandardised, at_inference
 
 __all__ = [
     "ACTIVATIONS",

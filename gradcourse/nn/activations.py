@@ -13,6 +13,7 @@ because it computes `y * (1 - y)` with a `y` that has been rounded to 1; the clo
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import pi, sqrt
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = ["ACTIVATIONS", "Activation", "resolve"]
 
 LEAK = 0.01
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+SELU_STEEPEST = SELU_SCALE * SELU_ALPHA
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,12 @@ class Activation:
     - `derivative`: `f'(s)` in a form that keeps its digits in the tails; `None` means autodiff.
     - `derivative_bound`: the supremum of `|f'|`; NaN where unknown.
     - `kinks`: where `f` or `f'` is not smooth; quadrature is split there.
-    - `source`: who proposed it as an activation;
-    - `linear_at_zero`: whether `f(s)` is `s f'(s)` next to 0: then a pre-activation too small for its format can be
-      scaled;
-    - `homogeneous`: whether it is so everywhere, as for rectifiers: then any pre-activation can be scaled;
+    - `source`: who proposed it as an activation.
+    - `linear_at_zero`: whether `f(s)` is `s f'(s)` next to 0, so that the smallest pre-activations can be scaled.
+    - `homogeneous`: whether it is so everywhere, as for rectifiers, so that any pre-activation can be scaled.
     - `kinked_at_zero`: whether the slope jumps at 0, so that the sign of even the smallest pre-activation matters.
 
     What the last three are by default is right for any function.
-
-    >>> [name for name, activation in ACTIVATIONS.items() if activation.homogeneous]
-    ['identity', 'relu', 'leaky_relu']
     """
 
     name: str
@@ -67,11 +65,7 @@ class Activation:
         return self.function(jnp.asarray(s))
 
     def slope(self, s: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
-        """Returns `f'(s)`, elementwise, in the shape of `s`.
-
-        >>> float(resolve("relu").slope(-3.0)), float(resolve("relu").slope(3.0))
-        (0.0, 1.0)
-        """
+        """Returns `f'(s)`, elementwise, in the shape of `s`."""
         s = jnp.asarray(s)
         if self.derivative is not None:
             return self.derivative(s)
@@ -82,101 +76,67 @@ def _sigmoid_slope(s: Array) -> Array:
     return jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
 
 
-def _normal_density(s: Array) -> Array:
-    return jnp.exp(-jnp.square(s) / 2) / sqrt(2 * pi)
+def _softsign_slope(s: Array) -> Array:
+    return 1 / jnp.square(1 + jnp.abs(s))
 
 
-def _gelu(s: Array) -> Array:
-    return jax.nn.gelu(s, approximate=False)
+def _erf_slope(s: Array) -> Array:
+    return 2 / sqrt(pi) * jnp.exp(-jnp.square(s))
+
+
+def _elu_slope(s: Array) -> Array:
+    return jnp.exp(jnp.minimum(s, 0))
+
+
+def _gelu_slope(s: Array) -> Array:
+    return jax.scipy.special.ndtr(s) + s * (jnp.exp(-jnp.square(s) / 2) / sqrt(2 * pi))
 
 
 def _silu_slope(s: Array) -> Array:
     return jax.nn.sigmoid(s) * (1 + s * jax.nn.sigmoid(-s))
 
 
-def _step(below: float) -> Callable[[Array], Array]:
+def _step(s: Array, below: float = 0.0) -> Array:
     """The derivative of a rectifier with slope `below` on the negative side; at 0 it takes that side's value.
 
     Of NaN, which an overflow leaves, it is NaN: a comparison alone would hide it.
     """
-    return lambda s: jnp.where(s > 0, 1.0, jnp.where(s <= 0, below, jnp.nan)).astype(s.dtype)
+    return jnp.where(s > 0, 1.0, jnp.where(s <= 0, below, jnp.nan)).astype(s.dtype)
 
 
-def _hard_tanh_slope(s: Array) -> Array:
-    return jnp.where(jnp.abs(s) < 1, 1.0, jnp.where(jnp.abs(s) >= 1, 0.0, jnp.nan)).astype(s.dtype)
+def _selu_slope(s: Array) -> Array:
+    return SELU_SCALE * jnp.where(s > 0, 1.0, SELU_ALPHA * _elu_slope(s)).astype(s.dtype)
 
 
-# What most have in common, and all rectifiers.
-NEARLY_LINEAR: dict[str, Any] = {"linear_at_zero": True, "kinked_at_zero": False}
-RECTIFIER: dict[str, Any] = {"linear_at_zero": True, "homogeneous": True, "kinks": (0.0,)}
+_gelu = partial(jax.nn.gelu, approximate=False)
+_leaky_relu = partial(jax.nn.leaky_relu, negative_slope=LEAK)
+
+
+# What all smooth ones have in common, those that are linear next to 0, and rectifiers.
+SMOOTH: dict[str, Any] = {"kinked_at_zero": False}
+LINEAR: dict[str, Any] = {"linear_at_zero": True, **SMOOTH}
+RECTIFIER: dict[str, Any] = {"linear_at_zero": True, "homogeneous": True}
+KINK = (0.0,)
 
 ACTIVATIONS: dict[str, Activation] = {
     activation.name: activation
     for activation in (
-        Activation("identity", lambda s: s, jnp.ones_like, 1.0, homogeneous=True, **NEARLY_LINEAR),
+        Activation("identity", lambda s: s, jnp.ones_like, 1.0, homogeneous=True, **LINEAR),
         Activation(
-            "sigmoid",
-            jax.nn.sigmoid,
-            _sigmoid_slope,
-            0.25,
-            source="Verhulst 1838; Rumelhart et al. 1986",
-            kinked_at_zero=False,
+            "sigmoid", jax.nn.sigmoid, _sigmoid_slope, 0.25, (), "Verhulst 1838; Rumelhart et al. 1986", **SMOOTH
         ),
+        Activation("tanh", jnp.tanh, lambda s: 4 * _sigmoid_slope(2 * s), 1.0, (), "LeCun et al. 1989", **LINEAR),
+        Activation("softsign", jax.nn.soft_sign, _softsign_slope, 1.0, KINK, "Bergstra et al. 2009", **LINEAR),
+        Activation("relu", jax.nn.relu, _step, 1.0, KINK, "Nair & Hinton 2010", **RECTIFIER),
+        Activation("leaky_relu", _leaky_relu, partial(_step, below=LEAK), 1.0, KINK, "Maas et al. 2013", **RECTIFIER),
+        Activation("elu", jax.nn.elu, _elu_slope, 1.0, KINK, "Clevert et al. 2016", **LINEAR),
+        Activation("selu", jax.nn.selu, _selu_slope, SELU_STEEPEST, KINK, "Klambauer et al. 2017", linear_at_zero=True),
+        Activation("gelu", _gelu, _gelu_slope, 1.1289043, (), "Hendrycks & Gimpel 2016", **LINEAR),  # at sqrt(2)
+        Activation("silu", jax.nn.silu, _silu_slope, 1.0998395, (), "Elfwing et al. 2018", **LINEAR),  # at 2.4
+        Activation("softplus", jax.nn.softplus, jax.nn.sigmoid, 1.0, (), "Dugas et al. 2001", **SMOOTH),
+        Activation("erf", jax.scipy.special.erf, _erf_slope, 2 / sqrt(pi), (), "Williams 1997", **LINEAR),
         Activation(
-            "tanh", jnp.tanh, lambda s: 4 * _sigmoid_slope(2 * s), 1.0, source="LeCun et al. 1989", **NEARLY_LINEAR
-        ),
-        Activation(
-            "softsign",
-            jax.nn.soft_sign,
-            lambda s: 1 / jnp.square(1 + jnp.abs(s)),
-            1.0,
-            (0.0,),
-            "Bergstra et al. 2009",
-            **NEARLY_LINEAR,
-        ),
-        Activation("relu", jax.nn.relu, _step(0.0), 1.0, source="Nair & Hinton 2010", **RECTIFIER),
-        Activation(
-            "leaky_relu",
-            lambda s: jax.nn.leaky_relu(s, LEAK),
-            _step(LEAK),
-            1.0,
-            source="Maas et al. 2013",
-            **RECTIFIER,
-        ),
-        Activation(
-            "elu", jax.nn.elu, lambda s: jnp.exp(jnp.minimum(s, 0)), 1.0, (0.0,), "Clevert et al. 2016", **NEARLY_LINEAR
-        ),
-        Activation(
-            "selu",
-            jax.nn.selu,
-            lambda s: SELU_SCALE * jnp.where(s > 0, 1.0, SELU_ALPHA * jnp.exp(jnp.minimum(s, 0))).astype(s.dtype),
-            SELU_SCALE * SELU_ALPHA,
-            (0.0,),
-            "Klambauer et al. 2017",
-            linear_at_zero=True,
-        ),
-        Activation(
-            "gelu",
-            _gelu,
-            lambda s: jax.scipy.special.ndtr(s) + s * _normal_density(s),
-            1.1289043,  # at s = sqrt(2)
-            source="Hendrycks & Gimpel 2016",
-            **NEARLY_LINEAR,
-        ),
-        Activation(
-            "silu", jax.nn.silu, _silu_slope, 1.0998395, source="Elfwing et al. 2018", **NEARLY_LINEAR
-        ),  # at 2.4
-        Activation("softplus", jax.nn.softplus, jax.nn.sigmoid, 1.0, source="Dugas et al. 2001", kinked_at_zero=False),
-        Activation(
-            "erf",
-            jax.scipy.special.erf,
-            lambda s: 2 / sqrt(pi) * jnp.exp(-jnp.square(s)),
-            2 / sqrt(pi),
-            source="Williams 1997",
-            **NEARLY_LINEAR,
-        ),
-        Activation(
-            "hard_tanh", jax.nn.hard_tanh, _hard_tanh_slope, 1.0, (-1.0, 1.0), "Collobert 2004", **NEARLY_LINEAR
+            "hard_tanh", jax.nn.hard_tanh, lambda s: _step(1 - abs(s)), 1.0, (-1.0, 1.0), "Collobert 2004", **LINEAR
         ),
     )
 }

@@ -4,8 +4,8 @@
 >>> from gradcourse.nn.network import sequential
 >>> block = Residual((Dense(64, "relu", initializer="he_normal"), Dense(64, initializer="he_normal")), scale=0.1)
 >>> network = sequential(64, [block] * 50 + [Dense(10)])
->>> network.depth, network.layer_names[0]
-(51, '0 residual')
+>>> network.depth, network.layer_names[0], len(network.stages)
+(51, '0 residual', 2)
 """
 
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._checks import positive_number
-from gradcourse.nn.layers import Layer, Params, Shape, linearized, wait_for
+from gradcourse.nn.layers import Layer, Params, ScaledInput, Shape, wait_for
 from gradcourse.nn.linearized import STATIC, Linearized
 
 __all__ = ["Block", "Residual"]
@@ -28,11 +28,6 @@ class _Chain(Linearized):
     """Of layers in a row; the last one's slope is the chain's own, and not kept a second time in its part."""
 
     parts: Any
-
-    @classmethod
-    def of(cls, parts: list[Linearized]) -> "_Chain":
-        *before, last = parts
-        return cls(last.slope, (*before, replace(last, slope=None)))
 
     def pull(self, params: Params, v: Float[Array, "direction batch *output"]) -> Array:
         for index, part in reversed(list(enumerate(self.parts))):
@@ -48,33 +43,24 @@ class _Chain(Linearized):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Shortcut(Linearized):
-    """Of `h + scale * body(h)`; the scale is a parameter where it is `None` here."""
+    """Of `h + scale * body(h)`, a `layer`."""
 
     body: Any
-    scale: Any = field(metadata=STATIC)
+    layer: Any = field(metadata=STATIC)
 
     def pull(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
-        return v + self.body.pull(params, self.body.times_slope(self._scale(params) * v))
+        return v + self.body.pull(params, self.body.times_slope(self.layer.scale_of(params) * v))
 
     def push(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
-        return v + self._scale(params) * self.body.times_slope(self.body.push(params, v))
-
-    def _scale(self, params: Params) -> Any:
-        return params["scale"] if self.scale is None else self.scale
+        return v + self.layer.scale_of(params) * self.body.times_slope(self.body.push(params, v))
 
 
 @dataclass(frozen=True)
 class Block(Layer):
     """`body`, a few layers in a row that count as one: norms are taken before and after them.
 
-    Equal blocks that follow one another are scanned, which their layers alone, being different, would not be. The
-    block's activation is that of its last layer. Its parameters are those of the layers, under `"0"`, `"1"` and so on.
-
-    >>> from gradcourse.nn.layers import Dense, Pointwise
-    >>> from gradcourse.nn.network import sequential
-    >>> block = Block((Dense(64), Pointwise("relu")))
-    >>> len(sequential(64, [block] * 50).stages)
-    1
+    Equal blocks that follow one another are scanned, which their layers alone, being different, would not be. Its
+    activation is that of its last layer, its parameters are those of the layers, under `"0"`, `"1"` and so on.
     """
 
     body: Any  # a layer or a sequence of them; kept as a tuple
@@ -87,95 +73,73 @@ class Block(Layer):
                 raise TypeError(f"body[{index}]={layer!r} is a {type(layer).__name__}; accepted are layers.")
         if not layers:
             raise ValueError("body is empty; accepted is at least one layer.")
-        self._set(body=layers)
-
-    @property
-    def activation(self) -> Any:
-        """That of the last layer."""
-        return self.body[-1].activation
-
-    @property
-    def draws_by_qr(self) -> bool:
-        """True if a layer of the body does."""
-        return any(layer.draws_by_qr for layer in self.body)
-
-    @property
-    def couples_examples(self) -> bool:
-        """True if a layer of the body does."""
-        return any(layer.couples_examples for layer in self.body)
-
-    def shapes(self, shape: Shape) -> list[Shape]:
-        """Returns the shape of one input of each of the body's layers."""
-        shapes = [shape]
-        for layer in self.body:
-            shapes.append(layer.output_shape(shapes[-1]))
-        return shapes[:-1]
+        of_any = {name: any(getattr(layer, name) for layer in layers) for name in ("couples_examples", "draws_by_qr")}
+        self._set(body=layers, activation=layers[-1].activation, **of_any)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns the shape of one output of the last layer."""
-        return self.body[-1].output_shape(self.shapes(shape)[-1])
+        for layer in self.body:
+            shape = layer.output_shape(shape)
+        return shape
 
     def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
         """Returns the parameters of the body's layers."""
         params: Params = {}
-        keys = jax.random.split(key, len(self.body))
-        for index, (layer, inner) in enumerate(zip(self.body, self.shapes(shape), strict=True)):
-            params[str(index)] = layer.init(inner, key=wait_for(params, keys[index]))
+        for index, (layer, one) in enumerate(zip(self.body, jax.random.split(key, len(self.body)), strict=True)):
+            params[str(index)] = layer.init(shape, key=wait_for(params, one))
+            shape = layer.output_shape(shape)
         return params
 
     def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the last layer's output."""
-        for index, layer in enumerate(self.body):
-            h = layer.apply(params[str(index)], h)
+        for layer, p in self._layers(params):
+            h = layer.apply(p, h)
         return h
 
     def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the last layer's pre-activation."""
-        *before, last = enumerate(self.body)
-        for index, layer in before:
-            h = layer.apply(params[str(index)], h)
-        return last[1].preactivation(params[str(last[0])], h)
+        *before, (last, own) = self._layers(params)
+        for layer, p in before:
+            h = layer.apply(p, h)
+        return last.preactivation(own, h)
 
     def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
         """Returns the output and the chain of the layers' linear maps."""
-        parts = []
-        for index, layer in enumerate(self.body):
-            h, point = layer.linearize(params[str(index)], h)
-            parts.append(point)
-        return h, _Chain.of(parts)
+        return self._chained(params, h, lambda layer, p, h: layer.linearize(p, h))
 
-    def linearize_scaled(
-        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
-        """Returns the output, its exponents and the chain of the layers' linear maps."""
-        parts, scaled = [], (h, exponent)
-        for index, layer in enumerate(self.body):
-            scaled, point = linearized(layer, params[str(index)], scaled)
-            parts.append(point)
-        return *scaled, _Chain.of(parts)
+    def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
+        """Returns the output with exponents and the chain of the layers' linear maps."""
+        return self._chained(params, h, lambda layer, p, h: layer.linearize_scaled(p, h))
 
-    def parameter_gradient(
-        self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
-    ) -> Params:
+    def parameter_gradient(self, params: Params, h: Array, v: Float[Array, "batch *output"]) -> Params:
         """Returns the gradient of `params` at the input `h` for the cotangent `v` on the pre-activation."""
         inputs, parts, gradients = [h], [], {}
-        for index, layer in enumerate(self.body):
-            after, point = layer.linearize(params[str(index)], inputs[-1])
+        for layer, p in self._layers(params):
+            after, point = layer.linearize(p, inputs[-1])
             inputs.append(after)
             parts.append(point)
-        for index, layer in reversed(list(enumerate(self.body))):
-            gradients[str(index)] = layer.parameter_gradient(params[str(index)], inputs[index], v)
+        for index, (layer, p) in reversed(list(enumerate(self._layers(params)))):
+            gradients[str(index)] = layer.parameter_gradient(p, inputs[index], v)
             if index:
-                (v,) = parts[index - 1].times_slope(parts[index].pull(params[str(index)], v[None]))
+                (v,) = parts[index - 1].times_slope(parts[index].pull(p, v[None]))
         return gradients
+
+    def _chained(self, params: Params, h: Any, linearize: Any) -> tuple[Any, Linearized]:
+        parts = []
+        for layer, p in self._layers(params):
+            h, point = linearize(layer, p, h)
+            parts.append(point)
+        return h, _Chain(parts[-1].slope, (*parts[:-1], replace(parts[-1], slope=None)))
+
+    def _layers(self, params: Params) -> list[tuple[Layer, Params]]:
+        return [(layer, params[str(index)]) for index, layer in enumerate(self.body)]
 
 
 @dataclass(frozen=True)
 class Residual(Block):
     r"""`h + scale * body(h)`, where the body is a few layers that keep the shape.
 
-    Its Jacobian is $I + \text{scale} \cdot J_{\text{body}}$, and it counts as one layer: a norm is taken before and
-    after it, for only there do all paths to the output meet. (He, Zhang, Ren and Sun, 2016.) Put `Pointwise` behind it
+    Its Jacobian is $I + \text{scale} \cdot J_{\text{body}}$ (He, Zhang, Ren and Sun, 2016). Put `Pointwise` behind it
     for an activation after the sum.
 
     With `learned`, `scale` is where a parameter `"scale"` starts; ReZero and SkipInit start it at 0 (Bachlechner et
@@ -186,15 +150,13 @@ class Residual(Block):
     scale: float = 1.0
     learned: bool = False
     kind: ClassVar[str] = "residual"
+    preactivation = Layer.preactivation  # the output, for the sum has no activation
+    linearize_scaled = Layer.linearize_scaled  # in the general form, for a sum of two terms is of one size
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(scale=positive_number("scale", self.scale, zero=True), learned=bool(self.learned))
-
-    @property
-    def activation(self) -> Any:
-        """None: the sum has no activation, whatever the body's last layer has."""
-        return None
+        scale = positive_number("scale", self.scale, zero=True)
+        self._set(scale=scale, learned=bool(self.learned), activation=None)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `shape`; raises `ValueError` where the body does not keep it."""
@@ -212,31 +174,20 @@ class Residual(Block):
 
     def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         """Returns `h + scale * body(h)`."""
-        return h + self._scale(params) * super().apply(params, h)
-
-    def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
-        """Returns the output: the sum has no activation."""
-        return self.apply(params, h)
+        return h + self.scale_of(params) * super().apply(params, h)
 
     def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
         """Returns the output and the linear map, the identity plus `scale` times the body's."""
         output, body = super().linearize(params, h)
-        return h + self._scale(params) * output, _Shortcut(None, body, None if self.learned else self.scale)
+        return h + self.scale_of(params) * output, _Shortcut(None, body, self)
 
-    def linearize_scaled(
-        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
-        """Returns the same with exponents, in the general form: a sum of two terms is of one size."""
-        return Layer.linearize_scaled(self, params, h, exponent)
-
-    def parameter_gradient(
-        self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *shape"]
-    ) -> Params:
+    def parameter_gradient(self, params: Params, h: Array, v: Float[Array, "batch *shape"]) -> Params:
         """Returns the gradient of `params` at the input `h` for the cotangent `v` on the output."""
         output, body = super().linearize(params, h)
-        (inner,) = body.times_slope(self._scale(params) * v[None])
+        (inner,) = body.times_slope(self.scale_of(params) * v[None])
         gradient = super().parameter_gradient(params, h, inner)
         return gradient | ({"scale": jnp.sum(v * output)} if self.learned else {})
 
-    def _scale(self, params: Params) -> Any:
+    def scale_of(self, params: Params) -> Any:
+        """Returns the scale, a parameter where it is learned."""
         return params["scale"] if self.learned else self.scale

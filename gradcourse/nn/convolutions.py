@@ -1,8 +1,7 @@
 """Convolutions and pools: layers of images, `(batch, height, width, channel)`.
 
->>> layer = Conv(16, "relu", initializer="he_normal", stride=2)
->>> layer.output_shape((8, 8, 1)), MaxPool(2).output_shape((4, 4, 16))
-((4, 4, 16), (2, 2, 16))
+>>> MaxPool(2).output_shape((4, 4, 16))
+(2, 2, 16)
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from gradcourse._checks import known_name, positive_integer
 from gradcourse._logdomain import Scaled, dot
 from gradcourse.nn.layers import Affine, Layer, Params, Shape
 
-__all__ = ["AvgPool", "Conv", "MaxPool"]
+__all__ = ["AvgPool", "Conv", "MaxPool", "windows"]
 
 PADDINGS = ("SAME", "VALID", "CIRCULAR")
 
@@ -60,10 +59,7 @@ class Conv(Affine):
         return (self.kernel_size, self.kernel_size, shape[-1], self.channels)
 
     def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
-        """Returns `f(s)`, in a form that XLA differentiates fast: on a CPU as a product of all the windows.
-
-        There, a training step over convolutions proper takes twelve times as long.
-        """
+        """Returns `f(s)`; on a CPU from a product of all windows, for XLA differentiates that twelve times faster."""
         s = lax.platform_dependent(params["weight"], h, cpu=self._as_product, default=self.linear)
         return self.activation(s + jnp.broadcast_to(params["bias"], s.shape))
 
@@ -72,10 +68,7 @@ class Conv(Affine):
         return self._convolved(self.factor(weight), self.factor(h))
 
     def transpose(self, weight: Array, v: Array, shape: Shape) -> Array:
-        """Returns the transposed convolution: XLA's own input-gradient, but `_turned` on a CPU.
-
-        There, inside of a scan, XLA runs the latter about twenty times faster.
-        """
+        """Returns XLA's own input-gradient, but `_turned` on a CPU, twenty times faster there inside of a scan."""
         turned, transposed = partial(self._turned, shape=shape), partial(self._transposed, shape=shape)
         return lax.platform_dependent(self.factor(weight), self.factor(v), cpu=turned, default=transposed)
 
@@ -97,36 +90,26 @@ class Conv(Affine):
         mode = "wrap" if self.padding == "CIRCULAR" else "constant"
         padded = jnp.pad(self.factor(h), ((0, 0), *self._pads(h.shape[1:]), (0, 0)), mode=mode)
         height, width, _ = self.output_shape(h.shape[1:])
-        step = self.stride
-        windows = [
-            padded[:, row : row + step * height : step, column : column + step * width : step]
-            for row in range(self.kernel_size)
-            for column in range(self.kernel_size)
-        ]
-        rows = jnp.concatenate(windows, axis=-1).reshape(len(h) * height * width, -1)
+        rows = windows(padded, self.kernel_size, height, width, self.stride).reshape(len(h) * height * width, -1)
         return dot(rows, self.factor(weight).reshape(rows.shape[-1], -1)).reshape(len(h), height, width, -1)
 
     def _transposed(self, weight: Array, v: Array, *, shape: Shape) -> Array:
-        like = jax.ShapeDtypeStruct((v.shape[0], *shape), v.dtype)
-        (pulled,) = jax.linear_transpose(partial(self._convolved, weight), like)(v)
-        return pulled
+        like = jax.ShapeDtypeStruct((len(v), *shape), v.dtype)
+        return jax.linear_transpose(partial(self._convolved, weight), like)(v)[0]
 
     def _turned(self, weight: Array, v: Array, *, shape: Shape) -> Array:
         """The transpose as a convolution of its own: the kernel turned by 180 degrees, its channels swapped.
 
         Zeros take the places of the pixels that a stride has left out.
         """
-        gaps = [
-            (0, side - (out - 1) * self.stride - 1, self.stride - 1)
-            for side, out in zip(shape[:2], v.shape[1:3], strict=True)
-        ]
+        gap = self.stride - 1
+        gaps = [(0, side - (out - 1) * self.stride - 1, gap) for side, out in zip(shape[:2], v.shape[1:3], strict=True)]
         v = lax.pad(v, jnp.zeros((), v.dtype), [(0, 0, 0), *gaps, (0, 0, 0)])
         turned = jnp.swapaxes(weight[::-1, ::-1], 2, 3)
         pads = [(self.kernel_size - 1 - low, low) for low, _ in self._pads(shape)]
         return _convolve(turned, v, pads, 1, wrap=self.padding == "CIRCULAR")
 
     def _pads(self, shape: Shape) -> Sequence[tuple[int, int]]:
-        """How many pixels are added on either side, for each side of an image."""
         padding = "VALID" if self.padding == "VALID" else "SAME"
         window = (self.kernel_size, self.kernel_size)
         return lax.padtype_to_pads(shape[:2], window, (self.stride, self.stride), padding)
@@ -141,7 +124,7 @@ class _Pool(Layer):
 
     homogeneous: ClassVar[bool] = True
     size: int = 2
-    stride: int | None = None
+    stride: Any = None
 
     def __post_init__(self) -> None:
         size = positive_integer("size", self.size)
@@ -150,15 +133,10 @@ class _Pool(Layer):
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `(height, width, channel)` after pooling."""
-        return (*_image_output(type(self).__name__, shape, *self._window, "VALID"), shape[2])
-
-    @property
-    def _window(self) -> tuple[int, int]:
-        return self.size, self.stride or self.size
+        return (*_image_output(type(self).__name__, shape, self.size, self.stride, "VALID"), shape[2])
 
     def _reduce(self, h: Array, start: float, combine: Any) -> Array:
-        size, stride = self._window
-        window, strides = (1, size, size, 1), (1, stride, stride, 1)
+        window, strides = ((1, side, side, 1) for side in (self.size, self.stride))
         return lax.reduce_window(h, np.asarray(start, h.dtype), combine, window, strides, "VALID")
 
 
@@ -184,17 +162,23 @@ class AvgPool(_Pool):
         return self._reduce(h, 0.0, lax.add) / self.size**2
 
 
+def windows(h: Float[Array, "batch *image"], size: int, height: int, width: int, stride: int = 1) -> Array:
+    """Returns the `height` by `width` windows of `size` by `size` pixels of `h`, as `(batch, height, width, entry)`."""
+    parts = [
+        h[:, row : row + stride * height : stride, column : column + stride * width : stride]
+        for row in range(size)
+        for column in range(size)
+    ]
+    return jnp.concatenate(parts, axis=-1)
+
+
 def _convolve(weight: Array, h: Array, pads: Any, stride: int, *, wrap: bool) -> Array:
     if wrap:
         h = jnp.pad(h, ((0, 0), *pads, (0, 0)), mode="wrap")
         pads = [(0, 0), (0, 0)]
+    axes = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
-        h,
-        weight,
-        (stride, stride),
-        pads,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=lax.Precision.HIGHEST,
+        h, weight, (stride, stride), pads, dimension_numbers=axes, precision=lax.Precision.HIGHEST
     )
 
 

@@ -1,7 +1,7 @@
 """The initialisation schemes by name, resting on `jax.nn.initializers`.
 
-What matters for gradient flow is one number per scheme, the *weight variance* `sigma_w**2 = fan_in * Var(w)`: how
-much the mean square of a layer's pre-activation exceeds the mean square of its input.
+What matters for gradient flow is the *weight variance* `sigma_w**2 = fan_in * Var(w)`: how much the mean square of a
+layer's pre-activation exceeds the mean square of its input.
 
 | name | weights | `sigma_w**2` | source |
 |---|---|---|---|
@@ -88,15 +88,10 @@ class Initializer:
 
     def biases(self, shape: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "*shape"]:
         """Returns biases of `shape`, drawn from N(0, sigma_b**2)."""
-        if self.sigma_b == 0:
-            return jnp.zeros(shape)
-        return self.sigma_b * jax.random.normal(key, shape)
+        return self.sigma_b * jax.random.normal(key, shape) if self.sigma_b else jnp.zeros(shape)
 
     def second_moment(self, shape: tuple[int, ...]) -> float | np.ndarray:
-        """Returns the mean square of a weight: one number, or one per tap `(height, width)` for a kernel.
-
-        Only `delta_orthogonal` differs between taps: all of it sits in the centre.
-        """
+        """Returns the mean square of a weight: one number, or one per tap `(height, width)` for a kernel."""
         *taps, fan_in, fan_out = shape
         field = prod(taps)
         if self.name in _SCALING:
@@ -106,7 +101,7 @@ class Initializer:
         elif self.name == "orthogonal" or not taps:
             moment = np.full(taps, 1 / max(field * fan_in, fan_out))
         else:
-            moment = np.zeros(taps)
+            moment = np.zeros(taps)  # delta-orthogonal: all of it sits in the centre
             moment[tuple((size - 1) // 2 for size in taps)] = 1 / fan_out
         moment = self.scale**2 * moment
         return moment if taps else float(moment)
@@ -118,17 +113,9 @@ def gaussian(sigma_w: float, sigma_b: float = 0.0) -> Initializer:
     >>> gaussian(1.3, 0.3)
     Initializer(name='gaussian', scale=1.3, sigma_b=0.3)
     """
-    return Initializer(
-        "gaussian", positive_number("sigma_w", sigma_w, zero=True), positive_number("sigma_b", sigma_b, zero=True)
-    )
+    return Initializer("gaussian", positive_number("sigma_w", sigma_w, zero=True), sigma_b)
 
 
 def resolve(init: str | Initializer) -> Initializer:
-    """Returns the `Initializer` for a name or an `Initializer`; an unknown name raises with the nearest match.
-
-    >>> resolve("xavier")
-    Traceback (most recent call last):
-    ...
-    ValueError: init='xavier' is not known. Accepted: 'standard', 'lecun_normal', ...
-    """
+    """Returns the `Initializer` for a name or an `Initializer`; an unknown name raises with the nearest match."""
     return init if isinstance(init, Initializer) else Initializer(init)

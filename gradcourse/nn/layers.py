@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._checks import positive_integer
 from gradcourse._logdomain import Scaled, dot, times_power, to_unit, total
@@ -47,7 +47,6 @@ __all__ = [
     "ScaledInput",
     "Shape",
     "as_scaled",
-    "linearized",
     "wait_for",
 ]
 
@@ -65,16 +64,9 @@ class Layer:
     # The parameters whose gradient is in proportion to the input; then those of the others do not depend on it.
     in_proportion: ClassVar[tuple[str, ...]] = ()
     activation: Any = None  # the `Activation` that makes outputs of pre-activations, if the layer has one
-
-    @property
-    def couples_examples(self) -> bool:
-        """Whether an example's output depends on the other examples of its batch, as in batch normalisation."""
-        return False
-
-    @property
-    def draws_by_qr(self) -> bool:
-        """Whether `init` factorises matrices, which has to be done one at a time (see `wait_for`)."""
-        return False
+    couples_examples: bool = False  # whether an example's output depends on the others, as in batch normalisation
+    draws_by_qr: bool = False  # whether `init` factorises matrices, one at a time (see `wait_for`)
+    bias_variance: float = 0.0  # that biases are drawn with
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns the shape of one output for one input of `shape`; raises `ValueError` where that does not fit."""
@@ -96,60 +88,41 @@ class Layer:
         """Returns the output, and the linear map that the layer is at this point."""
         return self.apply(params, h), Differentiated(None, h, self)
 
-    def linearize_scaled(
-        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
-        """Returns the same for an input of `h * 2 ** exponent`: the output and its exponents, then the linear map.
-
-        With exponents, activations may leave the floating-point range: small ones and, of rectifiers, large ones.
-        """
+    def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
+        """Returns the same for an input with exponents, with which activations may leave the floating-point range."""
         if self.homogeneous:
-            output, point = self.linearize(params, h)
-            return output, exponent, point
-        output, point = self.linearize(params, times_power(h, exponent))
-        return output, jnp.zeros_like(exponent), point
+            output, point = self.linearize(params, h[0])
+            return (output, h[1]), point
+        output, point = self.linearize(params, times_power(*h))
+        return as_scaled(output), point
 
     def parameter_gradient(
         self, params: Params, h: Float[Array, "batch *shape"], v: Float[Array, "batch *output"]
     ) -> Params:
-        """Returns the gradient of `params` at the input `h` for the cotangent `v` on the pre-activation.
-
-        Autodiff never passes the activation, whose slope it rounds to 0 in the tails.
-        """
+        """Returns the gradient of `params` at the input `h` for the cotangent `v` on the pre-activation."""
+        # Autodiff never passes the activation, whose slope it rounds to 0 in the tails.
         _, pull = jax.vjp(lambda p: self.preactivation(p, h), params)
         return pull(v)[0]
 
     def frobenius_squares(self, shape: Shape) -> Callable[[Params, Array], Scaled] | None:
-        """Returns the closed form of the Jacobian's norm for inputs of `shape`, or `None` where there is none.
-
-        Of parameters and slopes, `(batch, *output)`, it returns each example's squared Frobenius norm.
-        """
+        """Returns each example's squared norm of the Jacobian, a function of parameters and slopes, if there is one."""
         return None
 
     def mean_square_map(self, shape: Shape) -> Callable[[Array], Array] | None:
         r"""Returns what mean-field theory makes of this layer for inputs of `shape`, or `None` where it does not apply.
 
-        It is a linear function of the mean squares of inputs over channels, `(batch, *pixels, 1)`, and returns those
-        of pre-activations without the biases' part, on average over the weights: $\sigma_w^2$ times them, if dense.
+        A linear function from the mean squares of inputs over channels, `(batch, *pixels, 1)`, to those of
+        pre-activations without the biases' part, on average over the weights: $\sigma_w^2$ times them, if dense.
         """
         return None
 
-    @property
-    def bias_variance(self) -> float:
-        r"""The variance $\sigma_b^2$ that biases are drawn with."""
-        return 0.0
-
     def _set(self, **fields: Any) -> None:
-        """Converts fields of a frozen layer, in its `__post_init__`: names may stand for what they name."""
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
 
 class Activated(Layer):
-    """`f(s)` for a pre-activation `s`: what layers with an activation share. Give it the pre-activation.
-
-    A subclass is a dataclass with the field `activation`.
-    """
+    """`f(s)`: what layers with an activation share. A subclass has the field `activation` and the pre-activation."""
 
     def __post_init__(self) -> None:
         self._set(activation=activations.resolve(self.activation))
@@ -161,11 +134,11 @@ class Activated(Layer):
     def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
         """Returns the output and the linear map, with the slope `f'(s)`."""
         s = self.preactivation(params, h)
-        return self.activation(s), self.at(h, self.activation.slope(s))
+        return self.activation(s), self.at(h, self.kept(self.activation.slope(s)))
 
-    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"]) -> Linearized:
-        """Returns the linear map at the input `h`, where the slope is this one; the identity's is left out."""
-        return Differentiated(self.kept(slope), h, self)
+    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"] | None) -> Linearized:
+        """Returns the linear map at the input `h`, where the slope is this one."""
+        return Differentiated(slope, h, self)
 
     def kept(self, slope: Float[Array, "batch *output"]) -> Array | None:
         """Returns `slope`, or `None` if it is the identity's."""
@@ -175,58 +148,35 @@ class Activated(Layer):
         """Returns the pre-activation with exponents for an input with exponents, or `None` if there is no such form."""
         return None
 
-    def linearize_scaled(
-        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
-        """Returns the output, its exponents and the linear map; in range only, unless `f` is linear next to 0."""
-        s = self.scaled_preactivation(params, (h, exponent)) if self.activation.linear_at_zero else None
-        if s is None:
-            return super().linearize_scaled(params, h, exponent)
-        output, exponent, slope = self._activated(*s)
-        return output, exponent, self.at(h, slope)
-
-    def _activated(self, s: Array, exponent: Array) -> tuple[Array, Array, Array]:
-        """The output, its exponent and the slope for a pre-activation of `s * 2 ** exponent`.
-
-        Where `f` is linear, next to 0 and for rectifiers everywhere, `f(s)` is `s` times the slope in any range.
-        """
+    def linearize_scaled(self, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
+        """Returns the output with exponents and the linear map; in range only, unless `f` is linear next to 0."""
+        scaled = self.scaled_preactivation(params, h) if self.activation.linear_at_zero else None
+        if scaled is None:
+            return super().linearize_scaled(params, h)
+        s, exponent = scaled
         reach = jnp.finfo(s.dtype).nmant + 16  # beyond, what is not linear is below rounding
         most = reach if self.activation.homogeneous else jnp.iinfo(exponent.dtype).max
         near = times_power(s, jnp.clip(exponent, -reach, most))
         slope = self.activation.slope(near)
         beyond = (exponent < -reach) | (exponent > most)
+        # Where `f` is linear, next to 0 and for rectifiers everywhere, it is `s` times the slope in any range.
         output = jnp.where(beyond.reshape(-1, *[1] * (s.ndim - 1)), s * slope, self.activation(near))
-        return output, jnp.where(beyond, exponent, 0), slope
+        return (output, jnp.where(beyond, exponent, 0)), self.at(h[0], self.kept(slope))
 
 
 class Affine(Activated):
-    """`f(weights applied to h + bias)`: what `Dense` and `Conv` share. Give it the linear map and its transpose.
-
-    A subclass is a dataclass with the fields `activation` and `initializer`, an `Initializer` or the name of one.
-    """
+    """`f(weights applied to h + bias)`: what `Dense` and `Conv` share, who give it the linear map."""
 
     in_proportion: ClassVar[tuple[str, ...]] = ("weight",)
     initializer: Any
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(initializer=initializers.resolve(self.initializer))
-
-    @property
-    def draws_by_qr(self) -> bool:
-        """True for the orthogonal schemes."""
-        return self.initializer.name in ("orthogonal", "delta_orthogonal")
-
-    @property
-    def bias_variance(self) -> float:
-        """The scheme's."""
-        return self.initializer.sigma_b**2
+        scheme = initializers.resolve(self.initializer)
+        self._set(initializer=scheme, bias_variance=scheme.sigma_b**2, draws_by_qr="orthogonal" in scheme.name)
 
     def factor(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns weights, inputs or cotangents as they enter a product: as they are.
-
-        `linear` and `transpose` pass both factors of every product through here, so that a subclass can round them.
-        """
+        """Returns weights, inputs or cotangents as they enter a product, for a subclass to round: here as they are."""
         return values
 
     def linear(self, weight: Array, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
@@ -235,7 +185,8 @@ class Affine(Activated):
 
     def transpose(self, weight: Array, v: Float[Array, "batch *output"], shape: Shape) -> Array:
         """Returns the transpose of `linear` applied to a batch of `v`; `shape` is the layer's input shape."""
-        raise NotImplementedError
+        like = jax.ShapeDtypeStruct((len(v), *shape), v.dtype)
+        return jax.linear_transpose(partial(self.linear, weight), like)(v)[0]
 
     def weight_shape(self, shape: Shape) -> Shape:
         """Returns the shape of the weights for inputs of `shape`."""
@@ -248,13 +199,13 @@ class Affine(Activated):
         return {"weight": weight, "bias": self.initializer.biases(weight.shape[-1:], key=bias_key)}
 
     def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
-        """Returns the pre-activation `s`."""
+        """Returns the linear map of `h`, plus the bias."""
         s = self.linear(params["weight"], h)
         return s + jnp.broadcast_to(params["bias"], s.shape)
 
-    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"]) -> Linearized:
+    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"] | None) -> Linearized:
         """Returns the linear map with this slope."""
-        return LinearMap(self.kept(slope), self, h.shape[1:])
+        return LinearMap(slope, self, h.shape[1:])
 
     def scaled_preactivation(self, params: Params, h: ScaledInput) -> ScaledInput:
         """Returns the pre-activation with each example's largest entry near 1, and its exponents."""
@@ -270,13 +221,9 @@ class Affine(Activated):
         return s, larger + shift
 
     def _sum_of_squares(self, shape: Shape, params: Params, slope: Array) -> Scaled:
-        r"""What `frobenius_squares` returns where no entry of the linear map is a sum of several weights.
-
-        That is $\sum_j f'(s_j)^2 \sum_i w_{ij}^2$, unit by unit (a convolution's are its channels), for units may
-        differ by more than squares can.
-        """
-        weight = params["weight"]
-        weight, weight_exponent = to_unit(weight, tuple(range(weight.ndim - 1)))
+        r"""$\sum_j f'(s_j)^2 \sum_i w_{ij}^2$, right where no entry of the linear map is a sum of several weights."""
+        # Unit by unit (a convolution's are its channels), for units may differ by more than squares can.
+        weight, weight_exponent = to_unit(params["weight"], tuple(range(params["weight"].ndim - 1)))
         row_squares = self.linear(jnp.square(weight), jnp.ones((1, *shape), weight.dtype))
         pixels = tuple(range(1, slope.ndim - 1))
         slope, exponent = to_unit(slope, pixels)
@@ -335,7 +282,7 @@ class Dense(Affine):
 
 @dataclass(frozen=True)
 class Pointwise(Activated):
-    """`f(h)`: an activation as a layer of its own, for where it does not follow a layer's weights.
+    """`f(h)`: an activation as a layer of its own.
 
     >>> Pointwise("relu").apply({}, jnp.array([[-1.0, 2.0]]))
     Array([[0., 2.]], dtype=float32)
@@ -352,9 +299,9 @@ class Pointwise(Activated):
         """Returns `h`."""
         return h
 
-    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"]) -> Linearized:
+    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *output"] | None) -> Linearized:
         """Returns the identity with this slope."""
-        return Diagonal(self.kept(slope))
+        return Diagonal(slope)
 
     def scaled_preactivation(self, params: Params, h: ScaledInput) -> ScaledInput:
         """Returns `h` with each example's largest entry near 1, and its exponents."""
@@ -387,18 +334,10 @@ def as_scaled(h: Float[Array, "batch *shape"]) -> ScaledInput:
     return h, jnp.zeros(h.shape[0], jnp.int32)
 
 
-def linearized(layer: Layer, params: Params, h: ScaledInput) -> tuple[ScaledInput, Linearized]:
-    """Returns the output of a layer for an input with exponents, and its linear map: a step of a forward pass."""
-    output, exponent, point = layer.linearize_scaled(params, *h)
-    return (output, exponent), point
-
-
 def wait_for(drawn: Any, key: PRNGKeyArray) -> PRNGKeyArray:
-    """Returns a key that depends on the parameters drawn so far, in form but not in value.
-
-    It makes layers be drawn one after the other. XLA's CPU back end deadlocks on two independent QR factorisations in
-    one program, which is what orthogonal schemes ask for under `vmap` (seen with jaxlib 0.10.2 on two cores).
-    """
+    """Returns a key that depends on the parameters drawn so far, in form but not in value: layers wait for others."""
+    # XLA's CPU back end deadlocks on two independent QR factorisations in one program, which is what orthogonal schemes
+    # ask for under `vmap` (seen with jaxlib 0.10.2 on two cores).
     leaves = jax.tree.leaves(drawn)
     return jax.random.fold_in(key, jnp.isnan(leaves[-1]).any()) if leaves else key
 
@@ -406,11 +345,9 @@ def wait_for(drawn: Any, key: PRNGKeyArray) -> PRNGKeyArray:
 @lru_cache(maxsize=1024)
 def _shape_by_tracing(layer: Layer, shape: Shape) -> Shape:
     """The shape of an output, of a batch of two examples: some layers have no output for a single one."""
-
-    def output() -> Array:
-        return layer.apply(layer.init(shape, key=jax.random.key(0)), jnp.zeros((2, *shape)))
-
-    found = jax.eval_shape(output)
+    found = jax.eval_shape(
+        lambda key: layer.apply(layer.init(shape, key=key), jnp.zeros((2, *shape))), jax.random.key(0)
+    )
     if found.shape[:1] != (2,):
         raise ValueError(
             f"{type(layer).__name__}.apply returns shape {found.shape} for a batch of 2 inputs of shape {shape}; "

@@ -5,8 +5,8 @@ the layer's Jacobian there is $\operatorname{diag}(f'(s)) \cdot \partial s / \pa
 factors apart, because the course asks which of them shrinks a gradient: `slope` is $f'(s)$, `push` and `pull` multiply
 by $\partial s / \partial h$ and by its transpose.
 
-It holds no parameters: a forward pass through a stack of layers keeps what every layer returns, and copies of all
-weights would cost more than the pass. So `push` and `pull` are given the layer's parameters.
+It holds no parameters, for a forward pass keeps those of all layers, and copies of all weights would cost more than
+the pass. So `push` and `pull` are given the layer's parameters.
 
 Cotangents and tangents are `(direction, batch, *shape)`, one entry of `direction` per output or input direction.
 
@@ -41,7 +41,7 @@ class Linearized:
     slope: Any  # JAX puts placeholders in a pytree's fields, so arrays are not checked here
 
     def times_slope(self, v: Float[Array, "direction batch *output"]) -> Float[Array, "direction batch *output"]:
-        """Returns `v` times the slope; the same forward and back, for that factor is diagonal."""
+        """Returns `v` times the slope, forward or back: that factor is diagonal."""
         return v if self.slope is None else v * self.slope[None]
 
     def pull(self, params: Any, v: Float[Array, "direction batch *output"]) -> Float[Array, "direction batch *shape"]:

@@ -12,7 +12,6 @@ True
 """
 
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -20,9 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._checks import positive_integer
-from gradcourse.nn.convolutions import Conv
+from gradcourse.nn.convolutions import Conv, windows
 from gradcourse.nn.layers import Affine, Shape
-from gradcourse.nn.layers import Params as LayerParams
 from gradcourse.nn.network import Network, Params
 
 __all__ = ["LocallyConnected", "untied"]
@@ -32,12 +30,7 @@ __all__ = ["LocallyConnected", "untied"]
 class LocallyConnected(Affine):
     """`f(kernel_p * h + bias)` with a kernel of its own at every position `p`, and the borders wrapped round.
 
-    Weight `(height, width, kernel_size ** 2 * in, out)`; a unit sees as many inputs as a convolution's, and the
-    `Initializer` draws every position's kernel as that of a convolution.
-
-    >>> layer = LocallyConnected(8, "tanh")
-    >>> layer.init((4, 4, 3), key=jax.random.key(0))["weight"].shape
-    (4, 4, 27, 8)
+    Weight `(height, width, kernel_size ** 2 * in, out)`, every position's kernel drawn as that of a convolution.
     """
 
     channels: int
@@ -57,8 +50,8 @@ class LocallyConnected(Affine):
             raise ValueError(f"LocallyConnected got an input of shape {shape}; accepted are (height, width, channel).")
         return (*shape[:2], self.channels)
 
-    def init(self, shape: Shape, *, key: PRNGKeyArray) -> LayerParams:
-        """Returns `{"weight", "bias"}`, every position's kernel drawn from the layer's scheme."""
+    def init(self, shape: Shape, *, key: PRNGKeyArray) -> dict[str, Any]:
+        """Returns `{"weight", "bias"}` drawn from the layer's scheme."""
         height, width, channels = shape
         weight_key, bias_key = jax.random.split(key)
         kernel = (self.kernel_size, self.kernel_size, channels, self.channels)
@@ -68,25 +61,11 @@ class LocallyConnected(Affine):
 
     def linear(self, weight: Array, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns every window times the kernel of its position."""
-        return self._product(self.factor(weight), self.factor(h))
-
-    def transpose(self, weight: Array, v: Float[Array, "batch *output"], shape: Shape) -> Array:
-        """Returns the transposed linear map of `v`."""
-        like = jax.ShapeDtypeStruct((len(v), *shape), v.dtype)
-        (pulled,) = jax.linear_transpose(partial(self._product, self.factor(weight)), like)(self.factor(v))
-        return pulled
-
-    def _product(self, weight: Array, h: Array) -> Array:
         before = (self.kernel_size - 1) // 2
         reach = (before, self.kernel_size - 1 - before)
-        padded = jnp.pad(h, ((0, 0), reach, reach, (0, 0)), mode="wrap")
-        height, width = h.shape[1:3]
-        windows = [
-            padded[:, row : row + height, column : column + width]
-            for row in range(self.kernel_size)
-            for column in range(self.kernel_size)
-        ]
-        return jnp.einsum("bhwi,hwio->bhwo", jnp.concatenate(windows, axis=-1), weight, precision="highest")
+        padded = jnp.pad(self.factor(h), ((0, 0), reach, reach, (0, 0)), mode="wrap")
+        rows = windows(padded, self.kernel_size, *h.shape[1:3])
+        return jnp.einsum("bhwi,hwio->bhwo", rows, self.factor(weight), precision="highest")
 
 
 def untied(network: Network, params: Params) -> Params:

@@ -13,9 +13,9 @@ A stage of ten thousand equal layers is compiled once, with its parameters stack
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import jax
@@ -44,13 +44,8 @@ class Stage:
     repeats: int
     shape: Shape
 
-    def scan(
-        self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, *, reverse: bool = False
-    ) -> tuple[Any, Any]:
-        """Returns `lax.scan` of `step` over the stage's layers.
-
-        A single layer is called without a scan, for it may change the carry's shape.
-        """
+    def scan(self, step: Callable[..., Any], carry: Any, xs: Any, *, reverse: bool = False) -> tuple[Any, Any]:
+        """Returns `lax.scan` of `step` over the layers; a single one, which may change the carry's shape, is called."""
         if self.repeats > 1:
             return lax.scan(step, carry, xs, length=self.repeats, reverse=reverse)
         carry, result = step(carry, jax.tree.map(lambda leaf: leaf[0], xs))
@@ -80,7 +75,7 @@ class Network:
 
     @property
     def couples_examples(self) -> bool:
-        """Whether an example's output depends on the other examples of its batch, as in batch normalisation."""
+        """Whether an example's output depends on the others of its batch, as in batch normalisation."""
         return any(stage.layer.couples_examples for stage in self.stages)
 
     @cached_property
@@ -95,15 +90,13 @@ class Network:
         for stage, stage_key in zip(self.stages, jax.random.split(key, len(self.stages)), strict=True):
             if stage.layer.draws_by_qr:
                 stage_key = wait_for(params, stage_key)
-            init = partial(_init_layer, stage.layer, stage.shape)
-            params.append(jax.vmap(init)(jax.random.split(stage_key, stage.repeats)))
+            init = jax.vmap(lambda one, stage=stage: stage.layer.init(stage.shape, key=one))
+            params.append(init(jax.random.split(stage_key, stage.repeats)))
         return tuple(params)
 
     def draws(self, count: int, *, key: PRNGKeyArray) -> Params:
-        """Returns the parameters of `count` independent draws, along a new first axis.
-
-        Drawn one by one: that program is compiled once for all of them, in a third of the time of a batched one.
-        """
+        """Returns the parameters of `count` independent draws, along a new first axis."""
+        # One by one: that program is compiled once for all of them, in a third of the time of a batched one.
         keys = jax.random.split(key, positive_integer("count", count))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self.init(key=one) for one in keys))
 
@@ -128,46 +121,52 @@ class Network:
     def scan(self, step: Step, trees: Sequence[Any], carry: Any) -> tuple[Any, list[Any]]:
         """Returns the last carry and, per stage, the stacked second results of `step(layer, one, carry)`.
 
-        `trees` are pytrees, one per stage, whose arrays have the layers in front, such as parameters; a step is given
-        its layer's part of them. Results of equal shapes are put together by `joined`.
+        `trees` are pytrees, one per stage, whose arrays have the layers in front, such as parameters; `one` is the
+        layer's part of them. Results of equal shapes are put together by `joined`.
         """
-        collected = []
-        for stage, tree in zip(self.stages, trees, strict=True):
-            carry, results = stage.scan(partial(_per_layer, step, stage.layer), carry, tree)
-            collected.append(results)
-        return carry, collected
+        return self._scan(step, trees, carry, reverse=False)
 
     def scan_back(self, step: Step, trees: Sequence[Any], carry: Any) -> tuple[Any, Any]:
         """Returns the last carry and the second results of `step(layer, one, carry)`, from the last layer to the first.
 
         `trees` as in `scan`; the results are joined, `(layer, ...)`, with layer 0 in front.
         """
-        collected = []
-        for stage, tree in reversed(list(zip(self.stages, trees, strict=True))):
-            carry, results = stage.scan(partial(_per_layer, step, stage.layer), carry, tree, reverse=True)
-            collected.append(results)
+        carry, collected = self._scan(step, trees, carry, reverse=True)
         return carry, joined(collected[::-1])
+
+    def _scan(self, step: Step, trees: Sequence[Any], carry: Any, *, reverse: bool) -> tuple[Any, list[Any]]:
+        def of_layer(layer: Layer, carry: Any, one: Any) -> tuple[Any, Any]:
+            return step(layer, one, carry)
+
+        collected, pairs = [], list(zip(self.stages, trees, strict=True))
+        for stage, tree in pairs[::-1] if reverse else pairs:
+            carry, results = stage.scan(partial(of_layer, stage.layer), carry, tree, reverse=reverse)
+            collected.append(results)
+        return carry, collected
 
     def parted(self, tree: Any) -> list[Any]:
         """Returns a pytree whose arrays have all layers in front as one pytree per stage, as `joined` undoes it."""
-        ends = np.cumsum([stage.repeats for stage in self.stages])
-        return [
-            jax.tree.map(lambda leaf, part=slice(end - stage.repeats, end): leaf[part], tree)
-            for stage, end in zip(self.stages, ends, strict=True)
-        ]
+        ends = [0, *np.cumsum([stage.repeats for stage in self.stages])]
+        return [jax.tree.map(lambda leaf, part=slice(*part): leaf[part], tree) for part in pairwise(ends)]
 
     def check(self, params: Params, x: Any, *, weights: bool = True) -> Float[Array, "batch *shape"]:
         """Returns `x` as an array after checking that `params` and `x` belong to this network and are finite.
 
         Raises `ValueError` or `TypeError` naming what is wrong, with the layer's name for a parameter that is NaN.
+        """
+        return measurable_input(x, self.input_shape, self.check_params(params, weights=weights))
+
+    def check_params(self, params: Params, *, weights: bool = True) -> Any:
+        """Returns the dtype of `params` after checking that they belong to this network and are finite.
+
         Without `weights`, the values of most parameters of two axes or more are not looked at: as factors of what is
         measured, those that are not finite make it so too, and to read them all would take a quarter of a sweep.
         """
         expected, given = _parameter_shapes(self), jax.tree.map(jnp.shape, params)
-        if given != jax.tree.map(jnp.shape, expected):
+        if given != expected:
             raise ValueError(
-                f"params have the shapes {given}; accepted are those of this network, "
-                f"{jax.tree.map(jnp.shape, expected)}. Make them with network.init(key=...)."
+                f"params have the shapes {given}; accepted are those of this network, {expected}. "
+                "Make them with network.init(key=...)."
             )
         dtype = jnp.result_type(*jax.tree.leaves(params)) if jax.tree.leaves(params) else jnp.result_type(float)
         if dtype not in (jnp.float32, jnp.float64):
@@ -181,20 +180,19 @@ class Network:
                 f"params of layer {self.layer_names[int(first)]!r} contain NaN or infinity; accepted are finite "
                 "numbers. If training produced them, lower its learning rate or look at an earlier checkpoint."
             )
-        return measurable_input(x, self.input_shape, dtype)
+        return dtype
 
     def measurable(
         self, params: Params, x: Any, *, weights: bool = True
     ) -> tuple[Params, Float[Array, "batch *shape"]]:
-        """Returns `params` and `x`, checked, in the precision that they are measured in.
+        """Returns `params` and `x`, checked as by `check`, in the precision that they are measured in.
 
-        That is float64 if they are float64, else float32: a norm measured in the 8 bits of bfloat16 would be one of
-        rounding, while every bfloat16 and float16 parameter is a float32 number too. `weights` and errors as in
-        `check`.
+        That is float64 or float32: a norm measured in the 8 bits of bfloat16 would be one of rounding, while every
+        bfloat16 and float16 parameter is a float32 number too.
         """
-        params, x = (
-            jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if _is_short(leaf) else leaf, tree)
-            for tree in (params, x)
+        short = jnp.bfloat16, jnp.float16
+        params, x = jax.tree.map(
+            lambda leaf: leaf.astype(jnp.float32) if getattr(leaf, "dtype", None) in short else leaf, (params, x)
         )
         return params, self.check(params, x, weights=weights)
 
@@ -208,21 +206,9 @@ class Network:
             )
 
 
-def _is_short(leaf: Any) -> bool:
-    return getattr(leaf, "dtype", None) in (jnp.bfloat16, jnp.float16)
-
-
-def _per_layer(step: Callable[..., tuple[Any, Any]], layer: Layer, carry: Any, params: Any) -> tuple[Any, Any]:
-    return step(layer, params, carry)
-
-
-def _init_layer(layer: Layer, shape: Shape, key: PRNGKeyArray) -> dict[str, Any]:
-    return layer.init(shape, key=key)
-
-
 @lru_cache(maxsize=128)
 def _parameter_shapes(network: Network) -> Any:
-    return jax.eval_shape(lambda: network.init(key=jax.random.key(0)))
+    return jax.tree.map(jnp.shape, jax.eval_shape(lambda: network.init(key=jax.random.key(0))))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -232,15 +218,12 @@ def _first_nonfinite_layer(network: Network, weights: bool, params: Params) -> A
     for stage, stage_params in zip(network.stages, params, strict=True):
         broken = jnp.zeros(stage.repeats, bool)
         for leaf in jax.tree.leaves(stage_params):
-            if weights or not _is_weight(leaf.shape[1:], stage.shape):
+            # A kernel that reaches beyond the image has parts that never meet the input.
+            inside = all(size <= side for size, side in zip(leaf.shape[1:], stage.shape, strict=False))
+            if weights or leaf.ndim < 3 or not inside:
                 broken |= ~jnp.isfinite(leaf).reshape(stage.repeats, -1).all(axis=1)
         flags.append(broken)
     return jnp.argmax(jnp.concatenate([*flags, jnp.ones(1, bool)]))
-
-
-def _is_weight(shape: Shape, input_shape: Shape) -> bool:
-    """Whether all of a parameter meets the input: a kernel that reaches beyond the image has parts that do not."""
-    return len(shape) > 1 and all(size <= side for size, side in zip(shape, input_shape, strict=False))
 
 
 def joined(stages: Sequence[Any]) -> Any:
@@ -258,8 +241,7 @@ def sequential(input_shape: int | Shape, layers: Sequence[Layer]) -> Network:
     Equal neighbours of equal shape become one scanned stage. Raises `ValueError` where there is no layer or one does
     not fit the shape before it.
 
-    >>> from gradcourse.nn.convolutions import Conv, MaxPool
-    >>> from gradcourse.nn.layers import Dense, Flatten
+    >>> from gradcourse.nn.convolutions import MaxPool
     >>> network = sequential((8, 8, 1), [Conv(4, "relu"), MaxPool(2), Flatten(), Dense(10)])
     >>> network.layer_names
     ('0 conv', '1 max pool', '2 flatten', '3 dense')
@@ -316,10 +298,8 @@ def cnn(
     >>> network.depth, network.output_shape
     (22, (10,))
     """
-    hidden: list[Layer] = [
-        Conv(width, activation, kernel_size=kernel_size, padding=padding, initializer=init)
-        for width in _hidden("channels", channels)
-    ]
+    like = Conv(1, activation, kernel_size=kernel_size, padding=padding, initializer=init)
+    hidden = [replace(like, channels=width) for width in _hidden("channels", channels)]
     return sequential(input_shape, [*hidden, Flatten(), Dense(outputs, initializer=init)])
 
 

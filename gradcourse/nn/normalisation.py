@@ -15,17 +15,8 @@ $$ \frac{\partial \hat h}{\partial h} = \frac{1}{\sqrt{\sigma^2 + \epsilon}}
    \left(I - \frac{1}{m} 1 1^\top - \frac{1}{m} \hat h \hat h^\top\right), $$
 
 for $\epsilon \to 0$ the projection that takes out the mean and the component along $\hat h$, over $\sigma$ (Santurkar
-et al., 2018, as an inequality). For `BatchNorm` that matrix joins different examples: it *couples* them, and what a
-Jacobian is then, `measure.jacobians` says. Once a network is trained, `at_inference` replaces the batch's statistics
-by fixed ones, which couple nothing.
-
->>> from gradcourse.nn.layers import Dense
->>> from gradcourse.nn.network import sequential
->>> from gradcourse.nn.blocks import Block
->>> block = Block((Dense(64, initializer="he_normal"), BatchNorm("relu")))
->>> network = sequential(64, [block] * 30 + [Dense(10)])
->>> network.couples_examples
-True
+et al., 2018, as an inequality). For `BatchNorm` it *couples* different examples, and what a Jacobian is then,
+`measure.jacobians` says. Once a network is trained, `at_inference` fixes the statistics, and nothing is coupled.
 """
 
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -35,13 +26,12 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gradcourse._checks import positive_integer, positive_number
-from gradcourse.nn.activations import Activation
 from gradcourse.nn.blocks import Block
 from gradcourse.nn.convolutions import Conv
-from gradcourse.nn.layers import Activated, Dense, Layer, Params, Shape
+from gradcourse.nn.layers import Activated, Affine, Dense, Layer, Params, Shape
 from gradcourse.nn.linearized import STATIC, Diagonal, Linearized, per_channel
 from gradcourse.nn.network import Network
 from gradcourse.nn.network import Params as NetworkParams
@@ -70,10 +60,7 @@ class _Normalised(Linearized):
 
 
 class _Scaled(Activated):
-    """What all layers here share that end with `f(scale * ... + shift)`: one scale and shift per channel.
-
-    They start at 1 and 0.
-    """
+    """`f(scale * ... + shift)`, with one scale and shift per channel, which start at 1 and 0."""
 
     def output_shape(self, shape: Shape) -> Shape:
         """Returns `shape`."""
@@ -120,10 +107,9 @@ class _Normalisation(_Scaled):
 
 @dataclass(frozen=True)
 class BatchNorm(_Normalisation):
-    """Batch normalisation with the statistics of the batch, as in training: one mean and deviation per channel.
+    """Batch normalisation with the statistics of the batch, as in training; for fixed ones see `at_inference`.
 
-    Examples are coupled by it. It raises `ValueError` for a batch with a single value per channel, whose deviation is
-    0. For fixed statistics see `at_inference`.
+    Raises `ValueError` for a batch with a single value per channel, whose deviation is 0.
 
     >>> h = jnp.array([[0.0, 10.0], [2.0, 30.0]])
     >>> layer = BatchNorm()
@@ -136,15 +122,7 @@ class BatchNorm(_Normalisation):
     _: KW_ONLY
     epsilon: float = 1e-5
     kind: ClassVar[str] = "batch norm"
-
-    @property
-    def couples_examples(self) -> bool:
-        """True."""
-        return True
-
-    def statistics(self, h: Float[Array, "batch *shape"]) -> tuple[Float[Array, " channel"], Float[Array, " channel"]]:
-        """Returns each channel's mean and 1 / deviation."""
-        return self._together(jnp.mean, h).ravel(), self._normalised(h)[1].ravel()
+    couples_examples = True
 
     def _together(self, reduce: Any, h: Array, leading: int = 1) -> Array:
         axes = tuple(range(leading - 1, h.ndim - 1))
@@ -158,10 +136,7 @@ class BatchNorm(_Normalisation):
 
 @dataclass(frozen=True)
 class GroupNorm(_Normalisation):
-    """Group normalisation: each example's channels in `groups` of neighbours, normalised over pixels and channels.
-
-    Raises `ValueError` where the groups do not divide the channels.
-    """
+    """Group normalisation: each example's channels in `groups` of neighbours, normalised over pixels and channels."""
 
     groups: int
     activation: Any = "identity"
@@ -212,28 +187,13 @@ class ChannelScale(_Scaled):
         """Returns `s = scale * h + shift`."""
         return _affine(params, h)
 
-    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *shape"]) -> Linearized:
+    def at(self, h: Float[Array, "batch *shape"], slope: Float[Array, "batch *shape"] | None) -> Linearized:
         """Returns the scales with this slope."""
-        return Diagonal(self.kept(slope))
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Standardised(Linearized):
-    """Of a layer whose weights are standardised: what the layer's own makes of such weights."""
-
-    inner: Any
-    layer: Any = field(metadata=STATIC)
-
-    def pull(self, params: Params, v: Float[Array, "direction batch *output"]) -> Array:
-        return self.inner.pull(self.layer.standardised(params), v)
-
-    def push(self, params: Params, v: Float[Array, "direction batch *shape"]) -> Array:
-        return self.inner.push(self.layer.standardised(params), v)
+        return Diagonal(slope)
 
 
 @dataclass(frozen=True)
-class WeightStandardised(Layer):
+class WeightStandardised(Affine):
     r"""A `Dense` or `Conv` layer whose weights are standardised each time they are used.
 
     With $n$ the fan-in, each unit's weights have their mean subtracted and are divided by $\sqrt{n}$ times their
@@ -249,21 +209,14 @@ class WeightStandardised(Layer):
     layer: Dense | Conv
     gain: float = 1.0
     kind: ClassVar[str] = "standardised"
+    in_proportion: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, Dense | Conv):
             raise TypeError(f"layer={self.layer!r} is a {type(self.layer).__name__}; accepted is a Dense or a Conv.")
-        self._set(gain=positive_number("gain", self.gain))
-
-    @property
-    def activation(self) -> Activation:
-        """The layer's."""
-        return self.layer.activation
-
-    @property
-    def draws_by_qr(self) -> bool:
-        """Whether the layer does."""
-        return self.layer.draws_by_qr
+        gain = positive_number("gain", self.gain)
+        self._set(gain=gain, activation=self.layer.activation, initializer=self.layer.initializer)
+        super().__post_init__()
 
     def standardised(self, params: Params) -> Params:
         """Returns the parameters that the layer is given."""
@@ -280,32 +233,21 @@ class WeightStandardised(Layer):
             raise ValueError(f"WeightStandardised got an input of shape {shape}, a fan-in of 1; accepted is 2 or more.")
         return self.layer.output_shape(shape)
 
-    def init(self, shape: Shape, *, key: PRNGKeyArray) -> Params:
-        """Returns the layer's parameters, not standardised."""
-        return self.layer.init(shape, key=key)
+    def weight_shape(self, shape: Shape) -> Shape:
+        """Returns the layer's."""
+        return self.layer.weight_shape(shape)
 
     def apply(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
         """Returns the layer's output with standardised weights."""
         return self.layer.apply(self.standardised(params), h)
 
-    def preactivation(self, params: Params, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
-        """Returns its pre-activation."""
-        return self.layer.preactivation(self.standardised(params), h)
+    def linear(self, weight: Array, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *output"]:
+        """Returns the standardised weights applied to `h`."""
+        return self.layer.linear(self.standardised({"weight": weight})["weight"], h)
 
-    def linearize(self, params: Params, h: Float[Array, "batch *shape"]) -> tuple[Array, Linearized]:
-        """Returns what the layer does with standardised weights."""
-        output, point = self.layer.linearize(self.standardised(params), h)
-        return output, self._wrapped(point)
-
-    def linearize_scaled(
-        self, params: Params, h: Float[Array, "batch *shape"], exponent: Int[Array, " batch"]
-    ) -> tuple[Array, Array, Linearized]:
-        """Returns what the layer does with standardised weights."""
-        output, exponent, point = self.layer.linearize_scaled(self.standardised(params), h, exponent)
-        return output, exponent, self._wrapped(point)
-
-    def _wrapped(self, point: Linearized) -> Linearized:
-        return _Standardised(point.slope, replace(point, slope=None), self)
+    def transpose(self, weight: Array, v: Float[Array, "batch *output"], shape: Shape) -> Array:
+        """Returns the transpose of `linear`."""
+        return self.layer.transpose(self.standardised({"weight": weight})["weight"], v, shape)
 
 
 def at_inference(
@@ -313,42 +255,36 @@ def at_inference(
 ) -> tuple[Network, NetworkParams]:
     """Returns the network and its parameters with every `BatchNorm`'s statistics fixed to those of the batch `x`.
 
-    Each becomes a `ChannelScale`, so examples are no longer coupled. Give all training data, or a large part of it:
-    then these are the population's statistics (Ioffe and Szegedy, 2015, algorithm 2), of which libraries keep running
-    averages. On `x` itself the outputs stay what they were. Raises as `measure.jacobians.backward_jacobian_norms`.
+    Each becomes a `ChannelScale`, so examples are no longer coupled. Of all training data, or a large part of it, these
+    are the population's statistics (Ioffe and Szegedy, 2015, algorithm 2). On `x` itself the outputs stay what they
+    were. Raises as `measure.jacobians.backward_jacobian_norms`.
 
     >>> import gradcourse as gc
     >>> network = gc.sequential(64, [Block((Dense(32), BatchNorm("sigmoid")))] * 3 + [Dense(10)])
     >>> params, x = network.init(key=jax.random.key(0)), gc.digits().x_train
     >>> fixed, fixed_params = at_inference(network, params, x)
-    >>> fixed.couples_examples, fixed.apply(fixed_params, x[:1]).shape
-    (False, (1, 10))
+    >>> network.couples_examples, fixed.couples_examples, fixed.apply(fixed_params, x[:1]).shape
+    (True, False, (1, 10))
     """
     params, x = network.measurable(params, x)
 
-    def step(layer: Layer, p: Any, h: Array) -> tuple[Array, Params]:
-        return layer.apply(p, h), _fixed_params(layer, p, h)
-
-    _, fixed = network.scan(step, params, x)
+    _, fixed = network.scan(lambda layer, p, h: (layer.apply(p, h), _fixed_params(layer, p, h)), params, x)
     return Network(tuple(replace(stage, layer=_fixed(stage.layer)) for stage in network.stages)), tuple(fixed)
 
 
 def _fixed(layer: Layer) -> Layer:
-    if isinstance(layer, BatchNorm):
-        return ChannelScale(layer.activation)
-    return replace(layer, body=[_fixed(inner) for inner in layer.body]) if isinstance(layer, Block) else layer
+    if isinstance(layer, Block):
+        return replace(layer, body=[_fixed(inner) for inner in layer.body])
+    return ChannelScale(layer.activation) if isinstance(layer, BatchNorm) else layer
 
 
 def _fixed_params(layer: Layer, params: Params, h: Array) -> Params:
     """The parameters of `_fixed(layer)` with the statistics of the input `h`."""
     if isinstance(layer, BatchNorm):
-        mean, per_deviation = layer.statistics(h)
-        scale = params["scale"] * per_deviation
-        return {"scale": scale, "shift": params["shift"] - scale * mean}
-    if not isinstance(layer, Block):
-        return params
+        scale = params["scale"] * layer._normalised(h)[1].ravel()
+        return {"scale": scale, "shift": params["shift"] - scale * layer._together(jnp.mean, h).ravel()}
     fixed = dict(params)
-    for index, inner in enumerate(layer.body):
+    for index, inner in enumerate(layer.body if isinstance(layer, Block) else ()):
         fixed[str(index)] = _fixed_params(inner, params[str(index)], h)
         h = inner.apply(params[str(index)], h)
     return fixed

@@ -2,9 +2,6 @@ r"""What theory says of convolutions.
 
 - `border_factor`, `border_share`: what zero padding leaves of the mean square of a gradient.
 - `wave_walk`: what a shared kernel's chance fluctuations do to a typical gradient.
-
->>> round(border_factor(8), 4)
-0.9212
 """
 
 from collections.abc import Sequence
@@ -23,9 +20,8 @@ def border_factor(size: int, *, kernel_size: int = 3) -> float:
     r"""Returns the factor per layer that zero padding leaves of a gradient's mean square, in deep critical networks.
 
     On average over the weights, the mean squares per pixel of an image of `size` by `size` are carried back by a
-    matrix: it averages over each pixel's neighbours, and finds nothing beyond the border. After many layers each one
-    multiplies by the matrix's largest eigenvalue, for 3 x 3 kernels
-    $\left(\frac{1 + 2 \cos(\pi / (H + 1))}{3}\right)^2$. With circular padding the factor is 1.
+    matrix: it averages over each pixel's neighbours, and finds nothing beyond the border. Its largest eigenvalue is,
+    for 3 x 3 kernels, $\left(\frac{1 + 2 \cos(\pi / (H + 1))}{3}\right)^2$. With circular padding it is 1.
 
     >>> round(border_factor(4), 4)
     0.7616
@@ -66,10 +62,8 @@ def wave_walk(
     are their own mirror image. At every layer the square of a wave's amplitude is multiplied by a factor distributed as
     $\sigma_w^2 \chi^2_{2c} / (2c)$, or $\sigma_w^2 \chi^2_c / c$ for the exceptions. The waves walk independently, and
     the squared norm is their sum. So the typical norm falls as in a layer of $2c$ units, whatever the size of image and
-    kernel; the luckiest wave slows that down.
-
-    `layers` are the places to report, and `draws` the random walks to average. Raises `ValueError` where `layers` do
-    not increase.
+    kernel; the luckiest wave slows that down. `draws` random walks are averaged. Raises `ValueError` where `layers`,
+    the places to report, do not increase.
 
     >>> wave_walk(16, 4, [10, 1000]).round(1)
     array([-0. , -5.1])

@@ -1,32 +1,113 @@
 r"""Where the gradients of a wide random network vanish, where they explode, and the critical line between.
 
-At the fixed point of the variance map the mean square of a back-propagated cotangent is multiplied at every layer by
-$\chi_1 = \sigma_w^2\, \mathbb{E} f'(\sqrt{q^*} z)^2$. Below 1 gradients vanish, and all inputs become alike (the
-*ordered* phase); above 1 gradients explode, and inputs however near one another part (the *chaotic* phase). Over how
-many layers that happens are the depth scales (Schoenholz et al. 2017).
+In a wide layer with independent zero-mean weights a pre-activation is close to Gaussian. Its variance $q$ follows the
+*variance map* (Poole et al. 2016, Schoenholz et al. 2017)
 
->>> round(critical_weight_variance("tanh", sigma_b2=0.05), 5)
-1.76095
->>> scales = depth_scales("tanh", sigma_w2=2.5, sigma_b2=0.05)
->>> f"{scales.correlation:.3f} {scales.xi_c:.2f}"
-'0.447 11.80'
+$$q_{l+1} = \sigma_w^2\, \mathbb{E} f(\sqrt{q_l}\, z)^2 + \sigma_b^2, \qquad z \sim N(0, 1),$$
+
+and after many layers rests at a fixed point $q^*$ of it, if there is one. There the mean square of a back-propagated
+cotangent is multiplied at every layer by $\chi_1 = \sigma_w^2\, \mathbb{E} f'(\sqrt{q^*} z)^2$. Below 1 gradients
+vanish, and all inputs become alike (the *ordered* phase); above 1 gradients explode, and inputs however near one
+another part (the *chaotic* phase). Over how many layers that happens are the depth scales (Schoenholz et al. 2017).
+
+>>> round(fixed_point("tanh", sigma_w2=2.0, sigma_b2=0.05), 4)
+0.7218
 """
 
+from functools import partial
 from math import exp, inf, log, sqrt
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from gradcourse._checks import positive_number
-from gradcourse.nn.activations import resolve
+from gradcourse.nn.activations import Activation, resolve
 from gradcourse.theory.quadrature import gaussian_rule
-from gradcourse.theory.variances import fixed_point, mean_square_slope, moments, variance_map
 
-__all__ = ["DepthScales", "chi_1", "critical_point", "critical_weight_variance", "depth_scale", "depth_scales"]
+__all__ = [
+    "DepthScales",
+    "chi_1",
+    "critical_point",
+    "critical_weight_variance",
+    "depth_scale",
+    "depth_scales",
+    "fixed_point",
+    "mean_square",
+    "mean_square_slope",
+    "moments",
+    "variance_map",
+]
 
 DEGREE = 100  # of the correlation map's power series
+
+
+@partial(jax.jit, static_argnums=0)
+def moments(activation: Activation, q: Float[Array, "*batch"]) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Returns the means of `f(s)**2` and of `f'(s)**2` for Gaussian pre-activations of variances `q`; for float64."""
+    s, weights = gaussian_rule(jnp.sqrt(jnp.maximum(q, 1e-300)), activation.kinks)
+    square, slope2 = (jnp.sum(weights * jnp.square(f(s)), axis=-1) for f in (activation, activation.slope))
+    return square, slope2
+
+
+@jax.enable_x64(True)
+def mean_square(activation: Any, q: float) -> float:
+    """Returns the mean of `f(s)**2` for a Gaussian pre-activation of variance `q`."""
+    return float(moments(resolve(activation), jnp.asarray(positive_number("q", q, zero=True)))[0])
+
+
+@jax.enable_x64(True)
+def mean_square_slope(activation: Any, q: float) -> float:
+    """Returns the mean of `f'(s)**2` for a Gaussian pre-activation of variance `q`.
+
+    >>> round(mean_square_slope("sigmoid", 1.0), 6)
+    0.044836
+    """
+    return float(moments(resolve(activation), jnp.asarray(positive_number("q", q, zero=True)))[1])
+
+
+def variance_map(activation: Any, q: float, *, sigma_w2: float, sigma_b2: float = 0.0) -> float:
+    r"""Returns the next layer's pre-activation variance, $\sigma_w^2\, \mathbb{E} f(\sqrt{q} z)^2 + \sigma_b^2$."""
+    sigma_w2 = positive_number("sigma_w2", sigma_w2)
+    return sigma_w2 * mean_square(activation, q) + positive_number("sigma_b2", sigma_b2, zero=True)
+
+
+@jax.enable_x64(True)
+def fixed_point(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0, start: float = 1.0) -> float:
+    r"""Returns $q^*$, where the variance map started from `start` comes to rest.
+
+    Raises `ValueError` where it does not within 100,000 layers: the variance then grows without bound (a rectifier with
+    $\sigma_w^2 > 2$) or creeps to 0 along the critical line.
+    """
+    start = positive_number("start", start)
+    sigma_w2, sigma_b2 = positive_number("sigma_w2", sigma_w2), positive_number("sigma_b2", sigma_b2, zero=True)
+    q, change = map(float, _settle(resolve(activation), start, sigma_w2, sigma_b2))
+    if change <= 1e-13 * q or q < 1e-300:
+        return q
+    raise ValueError(
+        f"sigma_w2={sigma_w2!r}, sigma_b2={sigma_b2!r} give {resolve(activation).name} no fixed point that is reached "
+        f"from {start!r} (the variance stands at {q:.3g}); accepted are settings where it settles. Use "
+        "preactivation_variances for a finite depth."
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _settle(activation: Activation, start: Array, sigma_w2: Array, sigma_b2: Array) -> tuple[Array, Array]:
+    """The variance where the map from `start` settles, leaves every range or is given up on, and its last change."""
+
+    def moving(state: Any) -> Array:
+        layer, q, change = state
+        return (layer < 100_000) & (change > 1e-13 * q) & (q >= 1e-300) & (q <= 1e30)
+
+    def one_layer(state: Any) -> Any:
+        layer, previous, _ = state
+        q = sigma_w2 * moments(activation, previous)[0] + sigma_b2
+        return layer + 1, q, jnp.abs(q - previous)
+
+    _, q, change = jax.lax.while_loop(moving, one_layer, (jnp.asarray(0), jnp.asarray(start), jnp.asarray(jnp.inf)))
+    return q, change
 
 
 def chi_1(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0) -> float:
@@ -36,9 +117,7 @@ def chi_1(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0) -> float:
 
 
 def depth_scale(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0) -> float:
-    r"""Returns $\xi = -1 / \ln \chi_1$: the layers over which a cotangent's mean square falls by $e$.
-
-    Negative where it grows.
+    r"""Returns $\xi = -1 / \ln \chi_1$: over how many layers a cotangent's mean square falls by $e$; below 0, it grows.
 
     >>> round(depth_scale("tanh", sigma_w2=1.3, sigma_b2=0.05), 3)
     7.834
@@ -47,7 +126,6 @@ def depth_scale(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0) -> f
 
 
 def _layers(factor: float) -> float:
-    """Over how many layers a quantity falls by e that is multiplied by `factor` at each."""
     logarithm = log(factor)
     return -1 / logarithm if abs(logarithm) > 1e-12 else inf  # 1e-12: what rounding leaves of 0
 
@@ -57,8 +135,8 @@ class DepthScales(NamedTuple):
 
     - `q`, `correlation`: the variance of pre-activations, and the correlation of two inputs', after many layers;
     - `chi`: the factor per layer on a gradient's mean square;
-    - `xi_q`, `xi_c`: layers over which the distances from `q` and from `correlation` fall by $e$;
-    - `xi_gradient`: $-1 / \ln \chi$, negative where gradients explode.
+    - `xi_q`, `xi_c`, `xi_gradient`: layers over which the distances from `q` and from `correlation`, and a gradient's
+      mean square, fall by $e$; the last is $-1 / \ln \chi$, negative where gradients explode.
     """
 
     q: float
@@ -72,9 +150,8 @@ class DepthScales(NamedTuple):
 def depth_scales(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0) -> DepthScales:
     r"""Returns the depth scales of Schoenholz et al. (2017) for weights and biases of these variances.
 
-    In the ordered phase ($\chi < 1$) all inputs become alike, with correlation 1 and $\xi_c = \xi_{\text{gradient}}$;
-    in the chaotic phase they come to rest at a correlation below 1. Raises `ValueError` where the variance has no fixed
-    point or that is 0. For activations that are smooth.
+    In the ordered phase the correlation is 1 and $\xi_c = \xi_{\text{gradient}}$; in the chaotic phase it is below 1.
+    For smooth activations. Raises `ValueError` where the variance has no fixed point or that is 0.
 
     >>> scales = depth_scales("tanh", sigma_w2=1.3, sigma_b2=0.05)
     >>> f"{scales.chi:.4f} {scales.xi_q:.3f} {scales.xi_c:.3f} {scales.xi_gradient:.3f}"
@@ -104,8 +181,8 @@ def depth_scales(activation: Any, *, sigma_w2: float, sigma_b2: float = 0.0) -> 
 def _correlation_map(activation: Any, q: float, sigma_w2: float, sigma_b2: float) -> np.polynomial.Polynomial:
     r"""The correlation of two inputs' pre-activations of variance `q`, as a function of that in the layer below.
 
-    By Mehler's formula a power series, with the squared coefficients of $f$ in normalised Hermite polynomials:
-    $\mathbb{E} f(u) f(v) = \sum_k a_k^2 c^k$ for $u$, $v$ of correlation $c$.
+    By Mehler's formula, with the coefficients of $f$ in normalised Hermite polynomials, $\mathbb{E} f(u) f(v) = \sum_k
+    a_k^2 c^k$ for $u$, $v$ of correlation $c$.
     """
     f = resolve(activation)
     s, weights = gaussian_rule(jnp.asarray(sqrt(q)), f.kinks)
@@ -121,11 +198,10 @@ def _correlation_map(activation: Any, q: float, sigma_w2: float, sigma_b2: float
 def critical_point(activation: Any, *, sigma_b2: float = 0.0) -> tuple[float, float]:
     r"""Returns the weight variance $\sigma_w^2$ at which `chi_1` is 1, and the variance $q^*$ at rest there.
 
-    On this critical line both $\sigma_w^2 = 1 / \mathbb{E} f'^2$ and $q = \sigma_w^2\, \mathbb{E} f^2 + \sigma_b^2$
-    hold. They are solved for $q$, which the variance map itself might take hundreds of thousands of layers to reach.
-    Without biases it is 0 for most activations; for scale-free ones any $q$ is at rest, and 0 is returned. Raises
-    `ValueError` where there is no solution (a rectifier with biases, softplus) or one from which the variance runs away
-    (gelu or silu with small biases).
+    There both $\sigma_w^2 = 1 / \mathbb{E} f'^2$ and $q = \sigma_w^2\, \mathbb{E} f^2 + \sigma_b^2$ hold; they are
+    solved for $q$, which the variance map might take hundreds of thousands of layers to reach. Without biases it is 0
+    for most activations; for scale-free ones any $q$ is at rest, and 0 is returned. Raises `ValueError` where there is
+    no solution (a rectifier with biases, softplus) or the variance runs away from it (gelu or silu with small biases).
 
     >>> critical_point("relu")
     (2.0, 0.0)

@@ -42,12 +42,8 @@ def log_gain(width: int, *, activation: str = "relu", sigma_w2: float | None = N
 
     With $\psi$ the digamma function the drift is $\mathbb{E}\, \psi(K/2) + \ln(2 \sigma_w^2 / n)$ and the spread
     $\mathbb{E}\, \psi'(K/2) + \operatorname{Var} \psi(K/2)$: about $-5/(2n)$ and $5/n$ for wide layers. For `"relu"`,
-    $K \sim \operatorname{Bin}(n, 1/2)$ given that at least one unit is on, for otherwise the log is minus infinity (see
-    `born_dead`); for `"identity"`, a linear layer, $K = n$. By default `sigma_w2` is what keeps the mean square: He's 2
-    for the rectifier, 1 for the linear layer.
-
-    >>> round(log_gain(64, activation="identity").mean, 6)
-    -0.015706
+    $K \sim \operatorname{Bin}(n, 1/2)$ given that at least one unit is on (else see `born_dead`); for `"identity"`,
+    $K = n$. By default `sigma_w2` is what keeps the mean square: 2 for the rectifier, 1 for the linear layer.
     """
     from scipy.special import digamma, gammaln, polygamma, softmax  # here, for they are slow to load
 
@@ -76,9 +72,8 @@ def typical_square(width: int, layers: int) -> float:
 def born_dead(width: int, layers: int) -> float:
     r"""Returns the probability that a fresh rectifier network puts out nothing: $1 - (1 - 2^{-N})^H$.
 
-    For one input, zero biases, weights of any symmetric distribution and $H$ `layers` of $N$ units. A layer is dead if
-    all its units are off, and then so are all above it. For many inputs at once that is at most as likely (Lu et al.
-    2020).
+    For one input, zero biases, weights of any symmetric distribution and $H$ `layers` of $N$ units; for many inputs at
+    once it is at most as likely (Lu et al. 2020). A layer is dead if all its units are off, as are all above it then.
     """
     width, layers = positive_integer("width", width), positive_integer("layers", layers)
     return float(-np.expm1(layers * np.log1p(-(2.0**-width))))

@@ -4,8 +4,7 @@ r"""What theory predicts for a wide random network: variances of pre-activations
 `measure.jacobians` measure, as the same `Profile`. For convolutions the mean squares are carried per pixel, so that
 zero padding, strides and the image at hand are accounted for.
 
-The theory of a single layer, in `variances` and `criticality`, is at hand here, too. All of it is computed in float64,
-whatever jax is set to.
+The theory of a single layer, in `criticality`, is at hand here, too. All is in float64, whatever jax is set to.
 
 >>> round(chi_1("tanh", sigma_w2=1.3, sigma_b2=0.05), 4)
 0.8802
@@ -28,9 +27,17 @@ from gradcourse.nn.activations import ACTIVATIONS
 from gradcourse.nn.layers import Layer
 from gradcourse.nn.network import Network, joined
 from gradcourse.profile import Profile
-from gradcourse.theory.criticality import chi_1, critical_weight_variance, depth_scale
+from gradcourse.theory.criticality import (
+    chi_1,
+    critical_weight_variance,
+    depth_scale,
+    fixed_point,
+    mean_square,
+    mean_square_slope,
+    moments,
+    variance_map,
+)
 from gradcourse.theory.quadrature import gaussian_mean
-from gradcourse.theory.variances import fixed_point, mean_square, mean_square_slope, moments, variance_map
 
 __all__ = [
     "backward_jacobian_norms",
@@ -57,11 +64,9 @@ def preactivation_variances(network: Network, x: Float[ArrayLike, "batch *shape"
     >>> preactivation_variances(network, np.ones((1, 64))).round(6)
     array([2., 2., 2.])
     """
-    stages = _walk(network, _checked(network, x))
-    return np.asarray(joined([q.reshape(len(q), -1).mean(axis=1) for q, _ in stages]))
+    return np.asarray(joined([q.reshape(len(q), -1).mean(axis=1) for q, _ in _walk(network, _checked(network, x))]))
 
 
-@jax.enable_x64(True)
 def backward_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"]) -> Profile:
     r"""Returns the predicted root mean square, over weights and batch, of $\|\partial y / \partial h_l\|_F$.
 
@@ -76,13 +81,11 @@ def backward_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"
     return _predicted(_backward, network, x, "output with respect to each layer's input")
 
 
-@jax.enable_x64(True)
 def forward_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"]) -> Profile:
     r"""Returns the same of $\|\partial h_{l+1} / \partial x\|_F$: each layer's output with respect to the input."""
     return _predicted(_forward, network, x, "each layer's output with respect to the input")
 
 
-@jax.enable_x64(True)
 def layer_jacobian_norms(network: Network, x: Float[ArrayLike, "batch *shape"]) -> Profile:
     r"""Returns the same of $\|\partial h_{l+1} / \partial h_l\|_F$: each layer's output with respect to its input."""
     return _predicted(_single, network, x, "each layer's output with respect to its input")
@@ -92,6 +95,7 @@ def _checked(network: Network, x: Any) -> Array:
     return measurable_input(np.asarray(x, np.float64), network.input_shape, np.float64)
 
 
+@jax.enable_x64(True)
 def _predicted(log_squares: Callable[[Network, Array], Array], network: Network, x: Any, quantity: str) -> Profile:
     logs = log_squares(network, _checked(network, x))  # (layer, batch)
     log_mean = jax.scipy.special.logsumexp(logs, axis=1) - log(logs.shape[1])
@@ -103,13 +107,11 @@ def _predicted(log_squares: Callable[[Network, Array], Array], network: Network,
 
 
 # Every layer has one linear map A on mean squares per pixel, `(batch, 1)` for vectors and `(batch, height, width, 1)`
-# for images, and three uses of it: A carries the values' mean squares forward, its transpose carries a cotangent's
-# squared norm (summed over channels) back, and A times (channels out / channels in) carries a tangent's squared norm
-# forward.
+# for images: A carries the values' mean squares forward, its transpose a cotangent's squared norm (summed over
+# channels) back, and A times (channels out / channels in) a tangent's squared norm forward.
 
 
 def _maps(network: Network) -> list[Partial]:
-    """The map A of each stage."""
     maps = []
     for stage in network.stages:
         if (found := stage.layer.mean_square_map(stage.shape)) is None:
@@ -171,12 +173,11 @@ def _single(network: Network, x: Array) -> Array:
 
 
 def _everywhere(value: int, shape: tuple[int, ...], x: Array) -> Array:
-    """The value at every pixel of every example."""
     return jnp.full((len(x), *shape[:-1], 1), float(value))
 
 
 def _log_total(energy: Array, log_scale: Array) -> tuple[tuple[Array, Array], Array]:
-    """The next carry, energies divided by each example's total and the log of the totals so far; and that log."""
+    """Energies divided by each example's total, with the log of the totals so far, as the next carry; and that log."""
     total = energy.reshape(len(energy), -1).sum(axis=1)
     log_scale = log_scale + jnp.log(total)
     return (energy / total.reshape(-1, *[1] * (energy.ndim - 1)), log_scale), log_scale

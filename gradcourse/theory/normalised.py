@@ -31,8 +31,8 @@ from jaxtyping import Float
 
 from gradcourse._checks import positive_integer, positive_number
 from gradcourse.nn.activations import resolve
+from gradcourse.theory.criticality import mean_square, mean_square_slope
 from gradcourse.theory.quadrature import gaussian_mean, gaussian_rule, panel_rule
-from gradcourse.theory.variances import mean_square, mean_square_slope
 
 __all__ = [
     "batch_norm_rate",
@@ -89,10 +89,9 @@ def scaling_rate(activation: Any) -> tuple[float, float]:
 
     Every unit is divided by the root mean square $\rho$ of its values over the batch. These are the sum of a mean
     $\sqrt{b} g$, with $g \sim N(0, 1)$ over units, and a part of variance $a - b$ that varies from example to example;
-    $a$ is the mean square of the activations and $b$ their mean product for two examples. So $\rho^2 = b g^2 + a - b$.
-    Units whose mean happens to be near 0 keep what varies, and so $a - b$ does not vanish. At the fixed point of
-    $(a, b)$ the factor is $\mathbb{E}_g \mathbb{E} f'^2 / \rho^2$, and the share $(a - b) / a$. For activations that
-    are smooth.
+    $a$ is the mean square of the activations and $b$ their mean product for two examples. So $\rho^2 = b g^2 + a - b$,
+    and $a - b$ does not vanish, for units of a mean near 0 keep what varies. At the fixed point of $(a, b)$ the factor
+    is $\mathbb{E}_g \mathbb{E} f'^2 / \rho^2$, and the share $(a - b) / a$. For smooth activations.
     """
     f = resolve(activation)
     near = tuple(10.0 ** np.arange(-6, 1))  # rho is small, and not smooth, where g is
@@ -114,10 +113,7 @@ def scaling_rate(activation: Any) -> tuple[float, float]:
 
 @jax.enable_x64(True)
 def _over_a_batch(activation: Any, batch: int | None) -> tuple[float, float]:
-    r"""The variance $c$ of `f` over the batch, and $c$ times the rate, which is what the slopes do.
-
-    For an infinite batch $\operatorname{Var} f$ and $\mathbb{E} f'^2$.
-    """
+    r"""The variance $c$ of `f` over the batch and $c$ times the rate, for infinite ones $\mathbb{E} f'^2$."""
     if batch is None:
         return variance(activation), mean_square_slope(activation, 1.0)
     size = positive_integer("batch", batch)
@@ -137,7 +133,7 @@ def _pairs(batch: int, kinks: tuple[float, ...]) -> tuple[Float[np.ndarray, "ang
 
     The vector is uniform on the sphere of squared radius `batch`, in the space orthogonal to (1, ..., 1). Of the pair's
     polar coordinates the angle is uniform, and the radius is `(batch - 1)**0.5 * sin(polar)`. Panels of the radius end
-    where `s` or `t` is at one of the `kinks`, and panels of the angle where there is no such radius any more.
+    where `s` or `t` is at a kink, panels of the angle where there is no such radius any more.
     """
     tilt = acos(-1 / (batch - 1))  # by the correlation of two entries
     last = np.arccos(np.clip(np.array([0.0, *kinks]) / sqrt(batch - 1), -1, 1))
@@ -170,9 +166,8 @@ def shortcut_growth_with_batch_norm(
 
     A branch has `layers` layers in pre-activation order: batch norm, activation, weights. With $c$ the variance over
     the batch of the activations and $r$ the rate, both as in `batch_norm_rate`, every branch adds $\sigma_w^2 c$ to the
-    variance over the batch of its input. That is `start` at the first block, $v_l = \text{start} + \sigma_w^2 c\, l$ at
-    block $l$, and the factor is $1 + \sigma_w^2 c\, r^m / v_l$ with $m$ layers. For large $l$ that is a power law: the
-    product grows like $L^{r^m}$.
+    variance over the batch of its input, which is $v_l = \text{start} + \sigma_w^2 c\, l$ at block $l$. The factor is
+    $1 + \sigma_w^2 c\, r^m / v_l$ with $m$ layers, and the product grows like $L^{r^m}$.
     """
     added, _ = _over_a_batch(activation, batch)
     added *= positive_number("sigma_w2", sigma_w2)

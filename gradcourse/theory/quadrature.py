@@ -32,9 +32,8 @@ _legendre = lru_cache(np.polynomial.legendre.leggauss)
 def panel_rule(edges: Any, nodes: int) -> tuple[Any, Any]:
     """Returns nodes and weights, `(*batch, node)`, of the integral from the first of the `edges` to the last.
 
-    Between neighbouring edges, `(*batch, edge)`, there are so many `nodes` of Gauss and Legendre's rule: it is exact
-    for functions that are a polynomial of degree `2 * nodes - 1` in every panel. What comes out are NumPy's arrays if
-    the edges are, and jax's otherwise.
+    Between neighbouring edges, `(*batch, edge)`, of NumPy or jax, there are so many `nodes` of Gauss and Legendre's
+    rule: it is exact for functions that are a polynomial of degree `2 * nodes - 1` in every panel.
 
     >>> x, weights = panel_rule(np.array([-1.0, 0.0, 2.0]), 3)
     >>> round(float(weights @ abs(x)), 12)
@@ -60,13 +59,9 @@ def gaussian_rule(deviation: Float[Array, "*batch"], kinks: tuple[float, ...] = 
 
 @jax.enable_x64(True)
 def gaussian_mean(function: Any, q: float, *, kinks: tuple[float, ...] = ()) -> float:
-    """Returns the mean of `function(s)` for `s` Gaussian with mean 0 and variance `q`.
+    """Returns the mean of an elementwise `function(s)` for `s` Gaussian with mean 0 and variance `q`, above zero.
 
-    `function` is elementwise; `kinks` are the points where it is not smooth. Raises `ValueError` for a `q` that is not
-    above zero.
-
-    >>> round(gaussian_mean(jnp.square, 0.7), 12)
-    0.7
+    `kinks` are the points where it is not smooth.
     """
     s, weights = gaussian_rule(jnp.asarray(sqrt(positive_number("q", q))), kinks)
     return float(jnp.sum(weights * function(s)))

@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
 from gradcourse._checks import positive_integer
-from gradcourse.measure.mesh import checked_mesh, gathered
+from gradcourse.measure.division import checked_mesh, gathered
 from gradcourse.nn.network import Network, Params
 from gradcourse.training.data import Data
 from gradcourse.training.descent import checked_looks

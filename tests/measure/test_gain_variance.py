@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradcourse.measure.gain_variance import gain_variance
-from gradcourse.measure.singular_values import layer_singular_values
+from gradcourse.measure.singular_values import gain_variance, layer_singular_values
 from gradcourse.nn.convolutions import Conv
 from gradcourse.nn.initializers import gaussian
 from gradcourse.nn.layers import Dense

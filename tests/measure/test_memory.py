@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gradcourse.measure.directions import Directions
+from gradcourse.measure.division import Blocks, in_blocks, plan_blocks
 from gradcourse.measure.jacobians import backward_jacobian_norms, forward_jacobian_norms, layer_jacobian_norms
-from gradcourse.measure.memory import Blocks, in_blocks, plan_blocks
 from gradcourse.nn.blocks import Residual
 from gradcourse.nn.convolutions import Conv, MaxPool
 from gradcourse.nn.layers import Dense, Flatten

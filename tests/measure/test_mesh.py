@@ -12,8 +12,8 @@ import many_devices
 import numpy as np
 import pytest
 
+from gradcourse.measure.division import checked_mesh, parts
 from gradcourse.measure.jacobians import backward_jacobian_norms
-from gradcourse.measure.mesh import checked_mesh, parts
 from gradcourse.nn.network import mlp
 from gradcourse.training.sweeps import over_seeds
 

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 
 from gradcourse.nn.activations import ACTIVATIONS
-from gradcourse.theory.criticality import chi_1, critical_point, critical_weight_variance, depth_scale, depth_scales
+from gradcourse.theory.criticality import (
+    chi_1,
+    critical_point,
+    critical_weight_variance,
+    depth_scale,
+    depth_scales,
+    fixed_point,
+    mean_square_slope,
+    variance_map,
+)
 from gradcourse.theory.quadrature import gaussian_mean
-from gradcourse.theory.variances import fixed_point, mean_square_slope, variance_map
 
 TANH = [  # sigma_w^2, q*, chi_1, xi at sigma_b^2 = 0.05; Schoenholz et al.'s setting
     (0.5, 0.0876, 0.4320, 1.191),

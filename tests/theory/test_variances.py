@@ -10,7 +10,7 @@ import pytest
 from scipy import integrate
 
 from gradcourse.nn.activations import ACTIVATIONS
-from gradcourse.theory.variances import fixed_point, mean_square, mean_square_slope, variance_map
+from gradcourse.theory.criticality import fixed_point, mean_square, mean_square_slope, variance_map
 
 
 @pytest.mark.parametrize("q", [0.1, 0.5, 1.0, 2.0])

@@ -39,15 +39,11 @@ class HalfBatchNorm(Activated):
     part: str
     activation: Any = "identity"
     kind: ClassVar[str] = "half batch norm"
+    couples_examples = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         known_name("part", self.part, ("centre", "scale"))
-
-    @property
-    def couples_examples(self) -> bool:
-        """True."""
-        return True
 
     def preactivation(self, params: Any, h: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         """Returns what the activation is applied to."""
