@@ -29,7 +29,6 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from gradcourse._checks import positive_integer
-from gradcourse._dummies import is_floating
 from gradcourse.diagnosis.findings import READ_ON, findings_of, gradient_slope
 from gradcourse.diagnosis.models import as_loss
 from gradcourse.diagnosis.report import LayerReport, Report
@@ -37,6 +36,7 @@ from gradcourse.diagnosis.rows import network_rows, program_rows
 from gradcourse.diagnosis.tracing import parameter_paths, traced
 from gradcourse.measure.gradients import CROSS_ENTROPY
 from gradcourse.nn.network import Network
+from gradcourse.probes import is_floating
 
 __all__ = ["diagnose"]
 

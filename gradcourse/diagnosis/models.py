@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from gradcourse._checks import is_from
-from gradcourse._dummies import is_floating
+from gradcourse.probes import is_floating
 
 __all__ = ["as_loss"]
 

@@ -20,10 +20,10 @@ import optax
 from jax import lax
 
 from gradcourse._checks import known_name
-from gradcourse._dummies import floating
 from gradcourse._logdomain import sum_of_squares
 from gradcourse.diagnosis.monitor_history import MonitorHistory
 from gradcourse.nn.network import Network
+from gradcourse.probes import floating
 from gradcourse.profile import LOG10_OF_2, Profile
 
 __all__ = ["Layers", "MonitorState", "arrays_by_holder", "history_of", "layers_of", "monitored", "names_of", "snapshot"]
