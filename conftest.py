@@ -31,6 +31,8 @@ os.environ.update(
     JAX_COMPILATION_CACHE_DIR=str(CACHE / "as_read"),
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=str(KEPT_SECONDS),
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    # Who reads a program while another process writes it finds half of it, notices, and compiles it.
+    PYTHONWARNINGS="ignore:Error reading persistent compilation cache entry",
 )
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "in_haste"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)
