@@ -12,7 +12,7 @@ plain gradient of a network whose numbers are float16 or bfloat16, layer by laye
 7
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import log10
 from typing import Any, NamedTuple
@@ -199,7 +199,7 @@ def _reduced(stage: Stage, mantissa: int) -> Layer:
             raise TypeError(f"network has a layer of kind {layer.kind!r}; accepted here are dense and conv as weights.")
         return layer
     reduced = _ReducedDense if isinstance(layer, Dense) else _ReducedConv
-    return reduced(**vars(layer), mantissa=mantissa)
+    return reduced(**{one.name: getattr(layer, one.name) for one in fields(layer)}, mantissa=mantissa)
 
 
 def entry_error(mantissa: int) -> float:

@@ -1,6 +1,6 @@
 """Chapter 10: sigmoid networks trained in short formats, weights kept in them, and a device's own short products."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -124,7 +124,8 @@ def with_products(network: Network, products: str) -> Network:
     layers = [stage.layer for stage in network.stages]
     if not all(isinstance(layer, Dense) for layer in layers):
         raise TypeError(f"network has layers of kind {sorted({layer.kind for layer in layers})}; accepted is 'dense'.")
-    on_device = [_DenseOnDevice(**vars(layer), products=products) for layer in layers]
+    settings = [{one.name: getattr(layer, one.name) for one in fields(Dense)} for layer in layers]
+    on_device = [_DenseOnDevice(**its, products=products) for its in settings]
     return Network(tuple(replace(stage, layer=layer) for stage, layer in zip(network.stages, on_device, strict=True)))
 
 
