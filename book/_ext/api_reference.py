@@ -404,12 +404,17 @@ def module_text(package: Package, module: Module) -> str:
     return "\n\n".join(parts)
 
 
+def breakable(name: str) -> str:
+    """The name of a module with places behind its dots where a narrow screen may break the line."""
+    return name.replace(".", ".\u200b")
+
+
 def overview(package: Package, modules: list[Module]) -> str:
     """A table of modules with the first paragraph of each."""
     rows = ["| Module | What it is |", "| --- | --- |"]
     for module in modules:
         first = markdown(module.docstring.partition("\n\n")[0], partial(package.find, module=module))
-        link = f"{{py:obj}}`{module.name.removeprefix(f'{package.name}.')} <{module.name}>`"
+        link = f"{{py:obj}}`{breakable(module.name.removeprefix(f'{package.name}.'))} <{module.name}>`"
         rows.append(f"| {link} | {' '.join(first.split()).replace('|', chr(92) + '|')} |")
     return "\n".join(rows)
 
@@ -434,7 +439,7 @@ class ApiReference(SphinxDirective):
         found = nodes.Element()
         self.parse("\n\n".join(tables), found)
         for module in front + behind:
-            heading = nodes.title("", "", nodes.literal("", module.name))
+            heading = nodes.title("", "", nodes.literal("", breakable(module.name)))
             section = nodes.section("", heading, ids=[nodes.make_id(module.name)], names=[module.name])
             self.parse(module_text(package, module), section)
             for line in list(section.findall(addnodes.desc_signature)):
